@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Programs that test the modules from userspace, KTAP on standard output.
