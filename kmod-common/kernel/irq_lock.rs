@@ -43,11 +43,7 @@ unsafe impl Backend for IrqSpinLockBackend {
     type State = bindings::spinlock_t;
     type GuardState = c_ulong;
 
-    unsafe fn init(
-        ptr: *mut Self::State,
-        name: *const c_char,
-        key: *mut bindings::lock_class_key,
-    ) {
+    unsafe fn init(ptr: *mut Self::State, name: *const c_char, key: *mut bindings::lock_class_key) {
         // SAFETY: the caller's promises are the same.
         unsafe { SpinLockBackend::init(ptr, name, key) }
     }

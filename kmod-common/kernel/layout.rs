@@ -57,7 +57,7 @@ fn c_value(name: &CStr) -> Option<usize> {
             return None;
         }
         // SAFETY: the names are string literals.
-        if unsafe { CStr::from_ptr(raw.name.cast()) } == name {
+        if unsafe { CStr::from_char_ptr(raw.name) } == name {
             return Some(raw.value);
         }
         // SAFETY: this was not the last entry, so there is one more.

@@ -71,7 +71,7 @@ impl<T: FileOperations> Registration<T> {
                 let mut misc: bindings::miscdevice = pin_init::zeroed();
                 // CAST: the constant is 255.
                 misc.minor = bindings::MISC_DYNAMIC_MINOR as c_int;
-                misc.name = T::NAME.as_ptr().cast();
+                misc.name = T::NAME.as_char_ptr();
                 misc.mode = T::MODE;
                 // SAFETY: `this` points to the structure under construction, of which
                 // `operations` is initialised.
@@ -94,7 +94,7 @@ impl<T: FileOperations> Registration<T> {
             release: Some(Self::release),
             unlocked_ioctl: Some(Self::ioctl),
             #[cfg(CONFIG_COMPAT)]
-            compat_ioctl: Some(bindings::compat_ptr_ioctl),
+            compat_ioctl: bindings::compat_ptr_ioctl,
             ..pin_init::zeroed()
         }
     }

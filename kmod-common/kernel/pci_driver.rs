@@ -6,19 +6,21 @@
 //! The driver owns the device while it is bound; nothing here keeps one bound. Must never be
 //! called for a device that another driver has.
 
-use core::{fmt, marker::PhantomData};
+use core::marker::PhantomData;
 use kernel::{
     bindings, device,
     device::{Bound, Core},
     devres,
     dma::{Device as _, DmaMask},
     driver::{DriverLayout, RegistrationOps},
-    pci,
+    fmt, pci,
     prelude::*,
     sync::aref::ARef,
     types::Opaque,
 };
 
+// The structure is only passed through; deep inside it has an array that is empty here.
+#[allow(improper_ctypes)]
 extern "C" {
     fn zs_pci_domain(pdev: *mut bindings::pci_dev) -> u32;
 }

@@ -1,0 +1,611 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The admin queue of one controller: many commands in flight, each with a waiter and a deadline.
+//!
+//! A waiter takes a slot, which brings a page of DMA memory and a completion, both of which belong
+//! to the queue and not to the waiter: whatever a card does and however late, it can only ever
+//! reach memory that stays until unbind. The interrupt handler takes completions in, checks each
+//! against what is in flight, and wakes.
+//!
+//! A card that misses a deadline or answers nonsense is dead: its bus master is cleared, every
+//! waiter gets an error, later commands are refused at once, and the log says so once. It is not
+//! reset then: a reset of an administrative controller ends the suspension of every function that
+//! it manages, which is for unbind to do when nobody relies on them.
+//!
+//! # Locks
+//!
+//! `state` is the only one (see `module.rs`). Slots change hands under it; the pages and the
+//! completions of a slot belong to whoever has the slot. Waiters for a free slot sleep on
+//! `slot_freed`.
+
+use crate::{
+    common::{
+        irq_lock::{new_irq_spinlock, IrqSpinLock, IrqSpinLockBackend},
+        pci_driver::clear_master,
+        wait::{dma_read_barrier, Completion as Waiter},
+    },
+    controller::{self, Capabilities, QueueAddresses, REGISTERS},
+    logic::{
+        ring::{BadHead, CompletionRing, SubmissionRing},
+        slots::{CommandId, SlotTable, UnknownCommand},
+        startup::Failure,
+    },
+    nvme::{
+        command::Command,
+        completion::{phase_of_dword, Completion, PHASE_DWORD},
+        registers::{self, Version},
+        status::Status,
+    },
+};
+use core::mem::size_of;
+use kernel::{
+    device::{self, Bound},
+    devres::Devres,
+    dma::Coherent,
+    dma_read, dma_write, fmt,
+    io::Io,
+    irq::IrqReturn,
+    pci,
+    prelude::*,
+    sync::{aref::ARef, lock::Guard, new_condvar, Arc, CondVar},
+    time::msecs_to_jiffies,
+};
+
+/// Commands that can be in flight.
+const SLOTS: usize = 32;
+
+/// Entries of each queue. More than `SLOTS`, so that neither queue can fill up; the submission
+/// queue is just a page then.
+const DEPTH: u16 = 64;
+
+/// Bytes that a command can transfer: one page, so one PRP entry is enough.
+pub(crate) const DATA_SIZE: usize = 4096;
+
+const DATA_WORDS: usize = DATA_SIZE / size_of::<u64>();
+const COMPLETION_DWORDS: usize = Completion::SIZE / size_of::<u32>();
+
+/// How often a waiter looks whether there still is a card, in milliseconds.
+const CHECK_MS: u32 = 1000;
+
+/// What the card reads and writes.
+struct Memory {
+    submission: Coherent<[[u8; Command::SIZE]]>,
+    completion: Coherent<[[u32; COMPLETION_DWORDS]]>,
+    /// One page per slot.
+    data: KVec<Coherent<[u64; DATA_WORDS]>>,
+}
+
+impl Memory {
+    fn new(dev: &device::Device<Bound>) -> Result<Self> {
+        let mut data = KVec::with_capacity(SLOTS, GFP_KERNEL)?;
+        for _ in 0..SLOTS {
+            data.push(Coherent::zeroed(dev, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            submission: Coherent::zeroed_slice(dev, usize::from(DEPTH), GFP_KERNEL)?,
+            completion: Coherent::zeroed_slice(dev, usize::from(DEPTH), GFP_KERNEL)?,
+            data,
+        })
+    }
+}
+
+/// How a command ended that the card completed.
+#[derive(Clone, Copy)]
+pub(crate) struct Reply {
+    pub(crate) status: Status,
+}
+
+/// Why a command ended that the card did not complete.
+#[derive(Clone, Copy)]
+enum Lost {
+    /// The card died.
+    Dead,
+    /// The card was unbound.
+    Stopped,
+}
+
+impl From<Lost> for Error {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Dead => EIO,
+            Lost::Stopped => ENODEV,
+        }
+    }
+}
+
+/// Why a card was declared dead.
+enum Cause {
+    Gone,
+    Fatal,
+    UnknownCommand(u16),
+    WrongQueue(u16),
+    BadHead(u16),
+    QueueFull,
+    Unreachable,
+    Deadline {
+        opcode: u8,
+        limit_ms: u32,
+        posted: bool,
+    },
+}
+
+impl From<UnknownCommand> for Cause {
+    fn from(unknown: UnknownCommand) -> Self {
+        Self::UnknownCommand(unknown.raw)
+    }
+}
+
+impl From<BadHead> for Cause {
+    fn from(bad: BadHead) -> Self {
+        Self::BadHead(bad.reported)
+    }
+}
+
+/// Of an access to our own memory that an index does not allow.
+impl From<Error> for Cause {
+    fn from(_: Error) -> Self {
+        Self::Unreachable
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => write!(
+                f,
+                "its registers read all-ones, it was removed or lost power"
+            ),
+            Self::Fatal => write!(f, "it reports a fatal status (CSTS.CFS)"),
+            Self::UnknownCommand(id) => {
+                write!(f, "it completed command {id:#06x}, which it does not have")
+            }
+            Self::WrongQueue(id) => write!(f, "it completed a command of queue {id}"),
+            Self::BadHead(head) => {
+                write!(
+                    f,
+                    "it reported submission queue head {head}, which cannot be"
+                )
+            }
+            Self::QueueFull => write!(f, "it completes commands without fetching them"),
+            Self::Unreachable => write!(f, "its queue or doorbell is out of reach"),
+            Self::Deadline {
+                opcode,
+                limit_ms,
+                posted: false,
+            } => write!(
+                f,
+                "no answer to admin command {opcode:#04x} in {limit_ms} ms"
+            ),
+            Self::Deadline {
+                opcode,
+                limit_ms,
+                posted: true,
+            } => write!(
+                f,
+                "no interrupt for its answer to admin command {opcode:#04x} in {limit_ms} ms"
+            ),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Live,
+    Dead,
+    Stopped,
+}
+
+struct State {
+    life: Life,
+    slots: SlotTable<Result<Reply, Lost>, SLOTS>,
+    submission: SubmissionRing,
+    completion: CompletionRing,
+    counters: Counters,
+}
+
+type StateGuard<'a> = Guard<'a, State, IrqSpinLockBackend>;
+
+/// Since probe; they wrap.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Counters {
+    /// Commands that the card completed.
+    pub(crate) commands: u64,
+    /// Of these, with an error status, plus those that timed out.
+    pub(crate) failures: u64,
+    /// Interrupts taken.
+    pub(crate) interrupts: u64,
+}
+
+/// The admin queue of a controller.
+#[pin_data]
+pub(crate) struct AdminQueue {
+    /// For messages, and to clear bus master; bound as long as `state.life` is `Live`.
+    pdev: ARef<pci::Device>,
+    capabilities: Capabilities,
+    submission_doorbell: usize,
+    completion_doorbell: usize,
+    bar: Devres<pci::Bar<'static, REGISTERS>>,
+    memory: Devres<Memory>,
+    #[pin]
+    state: IrqSpinLock<State>,
+    #[pin]
+    slot_freed: CondVar,
+    /// One per slot.
+    #[pin]
+    waiters: [Waiter; SLOTS],
+}
+
+impl AdminQueue {
+    /// Allocates the queue of a controller that is disabled.
+    pub(crate) fn new(
+        pdev: &pci::Device<Bound>,
+        bar: pci::Bar<'_, REGISTERS>,
+        capabilities: Capabilities,
+    ) -> Result<Arc<Self>> {
+        let stride = capabilities.doorbell_stride;
+        let completion_doorbell = registers::completion_head_doorbell(0, stride);
+        let end = completion_doorbell.checked_add(size_of::<u32>());
+        if end.is_none_or(|end| end > bar.maxsize()) {
+            dev_err!(
+                pdev,
+                "BAR0 has {} bytes, too few for doorbells with stride {}: not a controller for us\n",
+                bar.maxsize(),
+                stride,
+            );
+            return Err(ENODEV);
+        }
+        let normal: &pci::Device = pdev;
+        // The memory first: what is registered later is released earlier.
+        let memory = Devres::new(pdev.as_ref(), Memory::new(pdev.as_ref())?)?;
+        let bar = bar.into_devres()?;
+        Arc::pin_init(
+            pin_init!(Self {
+                pdev: normal.into(),
+                capabilities,
+                submission_doorbell: registers::submission_tail_doorbell(0, stride),
+                completion_doorbell,
+                bar,
+                memory,
+                state <- new_irq_spinlock!(
+                    State {
+                        life: Life::Live,
+                        slots: SlotTable::new(),
+                        submission: SubmissionRing::new(DEPTH),
+                        completion: CompletionRing::new(DEPTH),
+                        counters: Counters::default(),
+                    },
+                    "AdminQueue::state"
+                ),
+                slot_freed <- new_condvar!("AdminQueue::slot_freed"),
+                waiters <- pin_init::pin_init_array_from_fn(|_| Waiter::new()),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Resets the controller and starts it with this queue. Only by probe, once.
+    pub(crate) fn start(&self, pdev: &pci::Device<Bound>) -> Result<(), Failure> {
+        let (Ok(bar), Ok(memory)) = (
+            self.bar.access(pdev.as_ref()),
+            self.memory.access(pdev.as_ref()),
+        ) else {
+            return Err(Failure::Gone);
+        };
+        controller::enable(
+            bar,
+            &self.capabilities,
+            QueueAddresses {
+                submission: memory.submission.dma_handle(),
+                completion: memory.completion.dma_handle(),
+                depth: DEPTH,
+            },
+        )
+    }
+
+    /// Ends everything: waiters get `ENODEV`, the controller is disabled, and bus master is
+    /// cleared, so that nothing touches the DMA memory any more. Once; later calls do nothing.
+    pub(crate) fn stop(&self, pdev: &pci::Device<Bound>) {
+        let mut state = self.state.lock();
+        if state.life == Life::Stopped {
+            return;
+        }
+        state.life = Life::Stopped;
+        self.end_all(&mut state, Lost::Stopped);
+        drop(state);
+        self.slot_freed.notify_all();
+
+        if let Ok(bar) = self.bar.access(pdev.as_ref()) {
+            match controller::disable(bar, &self.capabilities) {
+                // A card that is gone has nothing that could be left running.
+                Ok(()) | Err(Failure::Gone) => {}
+                Err(_) => dev_warn!(
+                    pdev,
+                    "controller did not stop in {} ms; its access to memory is cut off, reset it \
+                     before it is used again\n",
+                    self.capabilities.ready_limit_ms,
+                ),
+            }
+        }
+        clear_master(pdev);
+    }
+
+    /// Sends `command` and waits for its end; its command identifier and data pointer are filled
+    /// in here. What the card wrote to its page is copied to `response`.
+    ///
+    /// An error status is a reply like any other. `EIO` when the card is or is declared dead,
+    /// `ENODEV` when it was unbound, `ERESTARTSYS` when a signal came before a slot was free.
+    /// Sleeps.
+    pub(crate) fn execute(
+        &self,
+        command: Command,
+        response: &mut [u8],
+        limit_ms: u32,
+    ) -> Result<Reply> {
+        let claim = self.claim()?;
+        let waiter = self.waiters.get(claim.id.index()).ok_or(EIO)?;
+        waiter.reinit();
+        self.submit(claim.id, command)?;
+        let reply = self.wait(claim.id, waiter, command.opcode, limit_ms)?;
+
+        // The slot is still ours, so nobody else has its page; the card may still be writing to
+        // it, then its answer is nonsense and nothing worse.
+        let memory = self.memory.try_access().ok_or(ENODEV)?;
+        let page = memory.data.get(claim.id.index()).ok_or(EIO)?;
+        for (index, part) in response.chunks_mut(size_of::<u64>()).enumerate() {
+            let word = dma_read!(page, [try: index]);
+            for (to, from) in part.iter_mut().zip(word.to_ne_bytes()) {
+                *to = from;
+            }
+        }
+        Ok(reply)
+    }
+
+    /// Waits for a free slot and takes it.
+    fn claim(&self) -> Result<Claim<'_>> {
+        let mut state = self.state.lock();
+        loop {
+            match state.life {
+                Life::Live => {}
+                Life::Dead => return Err(Lost::Dead.into()),
+                Life::Stopped => return Err(Lost::Stopped.into()),
+            }
+            if let Some(id) = state.slots.claim() {
+                return Ok(Claim { queue: self, id });
+            }
+            if self.slot_freed.wait_interruptible(&mut state) {
+                return Err(ERESTARTSYS);
+            }
+        }
+    }
+
+    /// Gives the command of a claimed slot to the card. When the slot was ended meanwhile it does
+    /// not go, and the waiter will see how it ended.
+    fn submit(&self, id: CommandId, mut command: Command) -> Result {
+        let memory = self.memory.try_access().ok_or(ENODEV)?;
+        let bar = self.bar.try_access().ok_or(ENODEV)?;
+        let page = memory.data.get(id.index()).ok_or(EIO)?;
+        // The card need not write all of it, and the rest is not for this waiter to see.
+        for index in 0..DATA_WORDS {
+            dma_write!(page, [try: index], 0);
+        }
+        command.cid = id.raw();
+        command.prp1 = page.dma_handle();
+        let entry = command.to_bytes();
+
+        let mut state = self.state.lock();
+        if !state.slots.launch(id) {
+            return Ok(());
+        }
+        let Some(index) = state.submission.push() else {
+            self.die(state, Cause::QueueFull);
+            return Ok(());
+        };
+        let tail = u32::from(state.submission.tail());
+        let write = || -> Result {
+            dma_write!(memory.submission, [try: usize::from(index)], entry);
+            // The doorbell is ordered behind the entry.
+            bar.try_write32(tail, self.submission_doorbell)
+        };
+        if write().is_err() {
+            self.die(state, Cause::Unreachable);
+        }
+        Ok(())
+    }
+
+    /// Waits until the command in the slot has ended, one way or the other.
+    fn wait(&self, id: CommandId, waiter: &Waiter, opcode: u8, limit_ms: u32) -> Result<Reply> {
+        let mut left_ms = limit_ms;
+        loop {
+            let part_ms = left_ms.min(CHECK_MS);
+            let woken = waiter.wait_timeout(msecs_to_jiffies(part_ms));
+            let mut state = self.state.lock();
+            if let Some(outcome) = state.slots.outcome(id) {
+                return Ok(outcome?);
+            }
+            if woken {
+                // Whoever wakes has recorded an outcome under the lock before.
+                return Err(EIO);
+            }
+            drop(state);
+            left_ms = left_ms.saturating_sub(part_ms);
+            self.check(id, opcode, limit_ms, left_ms == 0);
+        }
+    }
+
+    /// Looks whether the card is still there and in time, and declares it dead if not. Afterwards
+    /// the command has ended if `late`.
+    fn check(&self, id: CommandId, opcode: u8, limit_ms: u32, late: bool) {
+        // No access means that unbind is under way, which has ended the command.
+        let (Some(bar), Some(memory)) = (self.bar.try_access(), self.memory.try_access()) else {
+            return;
+        };
+        let gone = controller::is_gone(&bar);
+        let fatal = !gone && controller::is_fatal(&bar);
+        if !(gone || fatal || late) {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.life != Life::Live || state.slots.outcome(id).is_some() {
+            return;
+        }
+        let cause = if gone {
+            Cause::Gone
+        } else if fatal {
+            Cause::Fatal
+        } else {
+            state.counters.failures = state.counters.failures.wrapping_add(1);
+            Cause::Deadline {
+                opcode,
+                limit_ms,
+                posted: matches!(Self::peek(&memory, &state.completion), Ok(Some(_))),
+            }
+        };
+        self.die(state, cause);
+    }
+
+    /// Takes completions in. In interrupt context, so short: at most one turn per command in
+    /// flight, since a completion that belongs to none ends it.
+    pub(crate) fn interrupt(&self, dev: &device::Device<Bound>) -> IrqReturn {
+        let (Ok(bar), Ok(memory)) = (self.bar.access(dev), self.memory.access(dev)) else {
+            return IrqReturn::None;
+        };
+        let mut state = self.state.lock();
+        state.counters.interrupts = state.counters.interrupts.wrapping_add(1);
+        if state.life != Life::Live {
+            // Sent before bus master was cleared.
+            return IrqReturn::Handled;
+        }
+        let mut taken = false;
+        let trouble = loop {
+            match self.take_one(memory, &mut state) {
+                Ok(true) => taken = true,
+                Ok(false) => break None,
+                Err(cause) => break Some(cause),
+            }
+        };
+        let head = u32::from(state.completion.head());
+        let told = !taken || bar.try_write32(head, self.completion_doorbell).is_ok();
+        match trouble.or((!told).then_some(Cause::Unreachable)) {
+            Some(cause) => {
+                self.die(state, cause);
+                IrqReturn::Handled
+            }
+            None if taken => IrqReturn::Handled,
+            None => IrqReturn::None,
+        }
+    }
+
+    /// Takes the completion at the head in, if there is a new one.
+    fn take_one(&self, memory: &Memory, state: &mut State) -> Result<bool, Cause> {
+        let Some(entry) = Self::peek(memory, &state.completion)? else {
+            return Ok(false);
+        };
+        state.completion.advance();
+        if entry.sqid != 0 {
+            return Err(Cause::WrongQueue(entry.sqid));
+        }
+        let reply = Reply {
+            status: entry.status,
+        };
+        let index = state.slots.complete(entry.cid, Ok(reply))?;
+        state.counters.commands = state.counters.commands.wrapping_add(1);
+        if !entry.status.is_success() {
+            state.counters.failures = state.counters.failures.wrapping_add(1);
+        }
+        self.wake(index);
+        state.submission.report_head(entry.sqhd)?;
+        Ok(true)
+    }
+
+    /// The completion at the head, if it is a new one.
+    fn peek(memory: &Memory, ring: &CompletionRing) -> Result<Option<Completion>> {
+        const DWORD: usize = PHASE_DWORD / size_of::<u32>();
+
+        let index = usize::from(ring.head());
+        let last = dma_read!(memory.completion, [try: index][try: DWORD]);
+        if !ring.is_new(phase_of_dword(u32::from_le(last))) {
+            return Ok(None);
+        }
+        // The card wrote the rest before the phase; so it must be read after it.
+        dma_read_barrier();
+        let dwords = dma_read!(memory.completion, [try: index]);
+        let mut bytes = [0; Completion::SIZE];
+        for (to, from) in bytes
+            .iter_mut()
+            .zip(dwords.iter().flat_map(|d| d.to_ne_bytes()))
+        {
+            *to = from;
+        }
+        Ok(Some(Completion::from_bytes(&bytes)))
+    }
+
+    /// Declares a live card dead, and lets go of the lock.
+    fn die(&self, mut state: StateGuard<'_>, cause: Cause) {
+        if state.life != Life::Live {
+            return;
+        }
+        state.life = Life::Dead;
+        self.end_all(&mut state, Lost::Dead);
+        // The card was live and unbind takes this lock first, so it is still bound to us.
+        clear_master(&self.pdev);
+        drop(state);
+        self.slot_freed.notify_all();
+        dev_err!(
+            self.pdev,
+            "card is dead: {}; its access to memory is cut off and commands to it fail. Unbind \
+             it from migdirty, reset or replace it, bind it again\n",
+            cause,
+        );
+    }
+
+    /// Ends every command that has not ended.
+    fn end_all(&self, state: &mut State, lost: Lost) {
+        state.slots.end_all(Err(lost), |index| self.wake(index));
+    }
+
+    fn wake(&self, index: usize) {
+        if let Some(waiter) = self.waiters.get(index) {
+            waiter.complete();
+        }
+    }
+
+    /// Says in the log that the card refused a command.
+    pub(crate) fn report_status(&self, command: &str, status: Status) {
+        dev_warn!(
+            self.pdev,
+            "card refuses {}: status {:#05x} ({})\n",
+            command,
+            status.without_flags().bits(),
+            status.text().unwrap_or("unknown"),
+        );
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        self.state.lock().counters
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.capabilities.version
+    }
+}
+
+/// A slot that somebody has.
+///
+/// # Invariants
+///
+/// `id` is a claimed slot of `queue`, and nobody else releases it.
+struct Claim<'a> {
+    queue: &'a AdminQueue,
+    id: CommandId,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        // Refused only while the card has the command, and every way out of `execute` waits for
+        // its end; if that were wrong, the slot would be lost and no memory with it.
+        let released = self.queue.state.lock().slots.release(self.id);
+        if released {
+            self.queue.slot_freed.notify_one();
+        }
+    }
+}

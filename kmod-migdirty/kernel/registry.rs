@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The list of cards that are bound and were found good, in the order of their addresses.
+//!
+//! Probe adds a card as its last step, unbind removes it as its first. Whoever finds one holds a
+//! reference, not the list: a card may be unbound at any time, and then refuses commands. The lock
+//! is never held over I/O.
+
+use crate::{card::Card, common::pci_driver::Address};
+use kernel::{prelude::*, sync::Arc};
+
+kernel::sync::global_lock! {
+    /// Sorted by address.
+    // SAFETY: `sys::init_registry` initialises it before anything can use it.
+    pub(crate) unsafe(uninit) static CARDS: Mutex<KVec<Arc<Card>>> = KVec::new();
+}
+
+/// The life of the list: gives its storage back when the module goes.
+pub(crate) struct Registry;
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let cards = core::mem::replace(&mut *CARDS.lock(), KVec::new());
+        drop(cards);
+    }
+}
+
+/// Adds a card.
+pub(crate) fn add(card: Arc<Card>) -> Result {
+    let mut cards = CARDS.lock();
+    let place = cards
+        .iter()
+        .position(|other| other.address() > card.address())
+        .unwrap_or(cards.len());
+    cards.reserve(1, GFP_KERNEL)?;
+    cards
+        .insert_within_capacity(place, card)
+        .map_err(|_| ENOMEM)
+}
+
+/// Removes a card, if it is there.
+pub(crate) fn remove(card: &Arc<Card>) {
+    let mut cards = CARDS.lock();
+    let Some(place) = cards.iter().position(|other| Arc::ptr_eq(other, card)) else {
+        return;
+    };
+    let removed = cards.remove(place);
+    drop(cards);
+    // Outside of the lock: this may be the last reference.
+    drop(removed);
+}
+
+/// The card at `address`.
+pub(crate) fn at(address: Address) -> Option<Arc<Card>> {
+    at_or_after(address).filter(|card| card.address() == address)
+}
+
+/// The card with the lowest address that is not below `address`.
+pub(crate) fn at_or_after(address: Address) -> Option<Arc<Card>> {
+    CARDS
+        .lock()
+        .iter()
+        .find(|card| card.address() >= address)
+        .cloned()
+}

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The unsafe ground of migdirty.ko that `kmod-common/kernel` does not already cover.
+//!
+//! Nothing here has state. What is public is safe to call; the rest of the module has no `unsafe`.
+
+use crate::{
+    common::layout::{layout_table, Entry},
+    registry,
+    uapi::MigdirtyCard,
+};
+use kernel::{
+    bindings,
+    transmute::{AsBytes, FromBytes},
+};
+
+// SAFETY: integers and arrays of integers; every pattern of bits is a value.
+unsafe impl FromBytes for MigdirtyCard {}
+
+// SAFETY: no padding (`uapi/tests/header.rs` adds the fields up), so every byte is initialised.
+unsafe impl AsBytes for MigdirtyCard {}
+
+/// Readies the list of cards. Once, by module init, before anything can use it.
+pub(crate) fn init_registry() -> registry::Registry {
+    // SAFETY: module init runs once and calls this once, before it registers the driver and the
+    // device, which are the only users.
+    unsafe { registry::CARDS.init() };
+    registry::Registry
+}
+
+/// Structures whose layout the Rust code relies on, as Rust has it.
+pub(crate) const LAYOUT: &[Entry] = layout_table! {
+    size c"struct completion" = bindings::completion;
+    size c"spinlock_t" = bindings::spinlock_t;
+    size c"struct file_operations" = bindings::file_operations;
+    offset c"struct file_operations.owner" = bindings::file_operations, owner;
+    offset c"struct file_operations.open" = bindings::file_operations, open;
+    offset c"struct file_operations.release" = bindings::file_operations, release;
+    offset c"struct file_operations.unlocked_ioctl" = bindings::file_operations, unlocked_ioctl;
+    offset c"struct file_operations.compat_ioctl" = bindings::file_operations, compat_ioctl;
+    offset c"struct file.private_data" = bindings::file, private_data;
+    size c"struct miscdevice" = bindings::miscdevice;
+    offset c"struct miscdevice.minor" = bindings::miscdevice, minor;
+    offset c"struct miscdevice.name" = bindings::miscdevice, name;
+    offset c"struct miscdevice.fops" = bindings::miscdevice, fops;
+    offset c"struct miscdevice.mode" = bindings::miscdevice, mode;
+    size c"struct pci_dev" = bindings::pci_dev;
+    offset c"struct pci_dev.dev" = bindings::pci_dev, dev;
+    size c"struct pci_driver" = bindings::pci_driver;
+    offset c"struct pci_driver.shutdown" = bindings::pci_driver, shutdown;
+    offset c"struct pci_driver.driver" = bindings::pci_driver, driver;
+};
