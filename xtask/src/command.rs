@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Running other programs: output goes to a log file and, line by line, to the step's spinner; a failure
+//! shows the end of the log, its path, and, for causes we know, what to do.
+//!
+//! Every child dies with us, however we die: `setpriv --pdeathsig KILL` asks the kernel for it.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{bail, Context as _, Result};
+
+use crate::ui::Step;
+
+/// A command that the kernel kills when the thread that starts it is gone.
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut c = Command::new("setpriv");
+    c.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    c
+}
+
+/// Runs `cmd` to its end as one step; all of its output goes to `log`.
+pub(crate) fn run(title: &str, log: &Path, mut cmd: Command) -> Result<()> {
+    let step = Step::start(title);
+    let status = capture(&step, log, &mut cmd)?;
+    if status.success() {
+        step.done();
+        return Ok(());
+    }
+    let text = fs::read(log)
+        .map(|b| String::from_utf8_lossy(&b).into_owned())
+        .unwrap_or_default();
+    drop(step);
+    bail!(
+        "{title}: {status}\n{}\n(all of it: {}){}",
+        tail(&text, 25),
+        log.display(),
+        advice(&text)
+            .map(|a| format!("\n=> {a}"))
+            .unwrap_or_default()
+    )
+}
+
+/// Runs `cmd` and gives back what it wrote to standard output.
+pub(crate) fn output(mut cmd: Command) -> Result<String> {
+    let out = cmd
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {cmd:?}"))?;
+    if !out.status.success() {
+        let err = String::from_utf8_lossy(&out.stderr);
+        bail!("{cmd:?}: {}\n{}", out.status, tail(&err, 15));
+    }
+    String::from_utf8(out.stdout).with_context(|| format!("output of {cmd:?}"))
+}
+
+fn capture(step: &Step, log: &Path, cmd: &mut Command) -> Result<std::process::ExitStatus> {
+    if let Some(dir) = log.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let mut file = File::create(log).with_context(|| format!("create {}", log.display()))?;
+    // One pipe for both streams keeps their order.
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let mut child = cmd
+        .stdin(Stdio::null())
+        .stdout(write.try_clone()?)
+        .stderr(write)
+        .spawn()
+        .with_context(|| format!("start {cmd:?}"))?;
+    // `cmd` keeps its copies of the write end until they are replaced: without this there is no end of file.
+    cmd.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut reader = BufReader::new(File::from(read));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader
+            .by_ref()
+            .take(64 * 1024)
+            .read_until(b'\n', &mut line)?
+            == 0
+        {
+            break;
+        }
+        file.write_all(&line)
+            .with_context(|| format!("write {}", log.display()))?;
+        step.detail(&String::from_utf8_lossy(&line));
+    }
+    Ok(child.wait()?)
+}
+
+/// The last `n` lines of `text`, indented.
+pub(crate) fn tail(text: &str, n: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let from = lines.len().saturating_sub(n);
+    lines[from..]
+        .iter()
+        .map(|l| format!("    {l}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// What to do about a failure that others have had before.
+fn advice(log: &str) -> Option<&'static str> {
+    const KNOWN: [(&str, &str); 8] = [
+        ("No space left on device", "the disk is full: free some space, or point ZEROSHIFT_CACHE at a larger disk, and run the same command again"),
+        ("Temporary failure resolving", "no network (names do not resolve): connect the machine, or set a proxy in apt's configuration, and run the same command again"),
+        ("Could not resolve", "no network (names do not resolve): connect the machine, or set a proxy in apt's configuration, and run the same command again"),
+        ("Could not connect", "the package mirror does not answer: check the network, or name another with --mirror"),
+        ("Network is unreachable", "no network: connect the machine and run the same command again"),
+        ("NO_PUBKEY", "the archive's key is unknown here: install the package debian-archive-keyring"),
+        ("Operation not permitted", "this needs real root with the right to mount and chroot: in a container, run it privileged"),
+        ("Cannot allocate memory", "out of memory: close something, or run with fewer jobs (--jobs 1)"),
+    ];
+    KNOWN
+        .iter()
+        .find(|(sign, _)| log.contains(sign))
+        .map(|(_, what)| *what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failure_shows_the_end_of_the_log_and_the_remedy() {
+        let dir = std::env::temp_dir().join(format!("xtask-command-{}", std::process::id()));
+        let mut cmd = Command::new("sh");
+        cmd.args([
+            "-c",
+            "echo first; echo cc: No space left on device >&2; exit 3",
+        ]);
+        let err = run("a step", &dir.join("log"), cmd)
+            .unwrap_err()
+            .to_string();
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(
+            err.contains("exit status: 3") && err.contains("first"),
+            "{err}"
+        );
+        assert!(err.contains("the disk is full"), "{err}");
+    }
+
+    #[test]
+    fn tail_keeps_the_last_lines() {
+        assert_eq!(tail("a\nb\nc", 2), "    b\n    c");
+        assert_eq!(tail("", 2), "");
+    }
+}

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What this machine is, and the refusals that come before any work: each names the cause and the fix.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{bail, Context as _, Result};
+
+use crate::command;
+
+/// Room that a complete set-up needs, measured: build root 3.6 GB, source 1.8 GB, three kernel trees, images.
+pub(crate) const DISK_BYTES: u64 = 14 << 30;
+
+/// `ID` and its relatives of /etc/os-release.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Distribution {
+    /// `ID`, such as `debian`.
+    pub(crate) id: String,
+    /// `ID_LIKE`, such as `debian`.
+    pub(crate) like: String,
+    /// `PRETTY_NAME`.
+    pub(crate) name: String,
+}
+
+impl Distribution {
+    /// The distribution this runs on.
+    pub(crate) fn here() -> Self {
+        Self::parse(&fs::read_to_string("/etc/os-release").unwrap_or_default())
+    }
+
+    fn parse(os_release: &str) -> Self {
+        let fields: BTreeMap<&str, &str> = os_release
+            .lines()
+            .filter_map(|l| l.split_once('='))
+            .map(|(k, v)| (k.trim(), v.trim().trim_matches(['"', '\''])))
+            .collect();
+        let get = |k: &str| fields.get(k).copied().unwrap_or_default().to_owned();
+        Self {
+            id: get("ID"),
+            like: get("ID_LIKE"),
+            name: get("PRETTY_NAME"),
+        }
+    }
+
+    /// Whether apt and its signed archives are at home here.
+    pub(crate) fn has_apt(&self) -> bool {
+        std::iter::once(self.id.as_str())
+            .chain(self.like.split_whitespace())
+            .any(|id| id == "debian" || id == "ubuntu")
+    }
+}
+
+/// Everything that set-up needs of the machine before it starts.
+pub(crate) fn check_for_setup(cache: &Path) -> Result<()> {
+    let distribution = Distribution::here();
+    if !distribution.has_apt() {
+        bail!(
+            "unsupported distribution: {}\n=> set-up makes its own Debian root, for which it needs apt and mmdebstrap: run it on Debian \
+             12 or newer, or a distribution made from it (a container or VM of one is enough)",
+            if distribution.name.is_empty() { "no /etc/os-release" } else { &distribution.name }
+        );
+    }
+    if std::env::consts::ARCH != "x86_64" {
+        bail!(
+            "unsupported processor: {}\n=> the modules and the rigs are x86-64 only",
+            std::env::consts::ARCH
+        );
+    }
+    check_root()?;
+    check_disk(cache)
+}
+
+/// Root, for chroot and mounts.
+pub(crate) fn check_root() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("not root: the build root is entered with mount and chroot\n=> run the same command with: sudo -E env \"PATH=$PATH\" cargo xtask ...");
+    }
+    Ok(())
+}
+
+/// Enough room for a whole set-up; what the cache holds already counts.
+fn check_disk(cache: &Path) -> Result<()> {
+    let free = free_bytes(cache)?;
+    let need = DISK_BYTES.saturating_sub(used_bytes(cache));
+    if free < need {
+        bail!(
+            "not enough disk below {}: {:.1} GiB free, set-up needs {:.1} GiB more\n=> free some space, or point ZEROSHIFT_CACHE at a larger disk",
+            cache.display(),
+            gib(free),
+            gib(need)
+        );
+    }
+    Ok(())
+}
+
+/// Free bytes for us on the file system of `path`.
+pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
+    let s = rustix::fs::statvfs(path).with_context(|| format!("statvfs {}", path.display()))?;
+    Ok(s.f_bavail.saturating_mul(s.f_frsize))
+}
+
+fn used_bytes(cache: &Path) -> u64 {
+    let mut du = command::command("du");
+    du.args(["-s", "--block-size=1"]).arg(cache);
+    command::output(du)
+        .ok()
+        .and_then(|o| o.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Bytes as GiB, for messages.
+pub(crate) fn gib(bytes: u64) -> f64 {
+    // CAST: a figure for people; the lost precision does not show.
+    bytes as f64 / f64::from(1u32 << 30)
+}
+
+/// Debian's mirror as this machine's own apt knows it.
+pub(crate) fn mirror() -> Result<String> {
+    let mut apt = command::command("apt-get");
+    apt.args([
+        "indextargets",
+        "--format",
+        "$(ORIGIN)|$(LABEL)|$(REPO_URI)",
+        "Created-By: Packages",
+    ]);
+    let targets = command::output(apt).unwrap_or_default();
+    parse_mirror(&targets).with_context(|| {
+        "this machine's apt configuration names no Debian mirror\n=> name one: cargo xtask setup --mirror URI (and install debian-archive-keyring, \
+         whose keys check what comes from it)"
+    })
+}
+
+fn parse_mirror(targets: &str) -> Option<String> {
+    targets
+        .lines()
+        .filter_map(|l| l.split_once('|'))
+        .filter_map(|(origin, rest)| Some((origin, rest.split_once('|')?)))
+        .find(|(origin, (label, uri))| *origin == "Debian" && *label == "Debian" && !uri.is_empty())
+        .map(|(_, (_, uri))| uri.to_owned())
+}
+
+/// Makes sure the program `name` is there, from the package `package` if need be.
+pub(crate) fn need_program(name: &str, package: &str, log: &Path) -> Result<()> {
+    if find_program(name) {
+        return Ok(());
+    }
+    let install = |title: &str| {
+        let mut apt = command::command("apt-get");
+        apt.env("DEBIAN_FRONTEND", "noninteractive");
+        apt.args(["install", "-y", "--no-install-recommends", package]);
+        command::run(title, log, apt)
+    };
+    let mut update = command::command("apt-get");
+    update.arg("update");
+    // A third-party source that fails must not stop us: what counts is whether the package can be installed.
+    command::run("reading the package index of this machine", log, update).ok();
+    install(&format!("installing {package} on this machine"))
+}
+
+/// Whether `name` is on the PATH (or in the folders of root's).
+pub(crate) fn find_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin"].map(Into::into))
+        .any(|d| d.join(name).is_file())
+}
+
+/// Whether this processor can run guests with `/dev/kvm` (vmx or svm; the device file alone says nothing).
+pub(crate) fn has_hardware_virtualization(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
+        .find(|l| l.starts_with("flags"))
+        .is_some_and(|l| l.split_whitespace().any(|f| f == "vmx" || f == "svm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distributions_with_apt_are_recognised() {
+        let of = |text: &str| Distribution::parse(text).has_apt();
+        assert!(of("ID=debian\n"));
+        assert!(of("ID=pop\nID_LIKE=\"ubuntu debian\"\n"));
+        assert!(!of("ID=fedora\nID_LIKE=\"rhel\"\n"));
+        assert!(!of(""));
+    }
+
+    #[test]
+    fn the_mirror_is_debians_own_and_not_the_security_archive() {
+        let targets = "Debian|Debian-Security|http://b/\nOther|Debian|http://c/\nDebian|Debian|http://a/debian/\n";
+        assert_eq!(parse_mirror(targets).as_deref(), Some("http://a/debian/"));
+        assert_eq!(parse_mirror("Node Source|Node Source|https://n/\n"), None);
+    }
+
+    #[test]
+    fn kvm_needs_the_processor_flag() {
+        assert!(has_hardware_virtualization(
+            "processor: 0\nflags\t\t: fpu vmx sse\n"
+        ));
+        assert!(!has_hardware_virtualization(
+            "flags\t\t: fpu svm_lock avmx sse\n"
+        ));
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A zerocard beside a rig: started before the machine, ended after it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{bail, Context as _, Result};
+use serde::Deserialize;
+
+use super::console::Running;
+use crate::command;
+
+/// A running software card.
+pub(crate) struct Card {
+    running: Running,
+    /// Its serial number, as guests shall see it.
+    pub(crate) serial: String,
+    functions: Vec<Function>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Ready {
+    functions: Vec<Function>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Function {
+    name: String,
+    socket: PathBuf,
+}
+
+impl Card {
+    /// Starts `program` with its sockets in `dir` and waits until they listen.
+    pub(crate) fn start(program: &Path, dir: &Path, serial: &str) -> Result<Self> {
+        let dir = dir.join(serial);
+        std::fs::create_dir_all(&dir)?;
+        let log_path = dir.join("zerocard.log");
+        let log = std::fs::File::create(&log_path)?;
+        let mut cmd = command::command(program);
+        cmd.args(["serve", "--json", "--serial", serial, "--dir"])
+            .arg(&dir);
+        cmd.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut running = Running::start(&mut cmd)?;
+        let stdout = running
+            .child()
+            .stdout
+            .take()
+            .context("the card has no output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let ready: Ready = serde_json::from_str(&line).with_context(|| {
+            format!(
+                "zerocard did not start: it said {line:?}\n{}",
+                command::tail(&std::fs::read_to_string(&log_path).unwrap_or_default(), 15)
+            )
+        })?;
+        Ok(Self {
+            running,
+            serial: serial.to_owned(),
+            functions: ready.functions,
+        })
+    }
+
+    /// The socket of the function `name`.
+    pub(crate) fn socket(&self, name: &str) -> Result<&Path> {
+        match self.functions.iter().find(|f| f.name == name) {
+            Some(f) => Ok(&f.socket),
+            None => bail!("card {} has no function {name}", self.serial),
+        }
+    }
+
+    /// Ends the card as an operator would, and checks that it goes in peace.
+    pub(crate) fn stop(mut self) -> Result<()> {
+        let child = self.running.child();
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = child.wait()?;
+        if !status.success() {
+            bail!(
+                "zerocard {} ended with {status} when it was asked to stop",
+                self.serial
+            );
+        }
+        Ok(())
+    }
+}
+
+/// QEMU's arguments for card functions, each behind its own root port.
+pub(crate) fn function_arguments(sockets: &[PathBuf]) -> Vec<String> {
+    let mut args = Vec::new();
+    for (i, socket) in sockets.iter().enumerate() {
+        let n = i + 1;
+        args.extend([
+            "-device".to_owned(),
+            format!("pcie-root-port,id=zs{i},chassis={n},slot={n}"),
+        ]);
+        let device = serde_json::json!({
+            "driver": "vfio-user-pci", "id": format!("card{i}"), "bus": format!("zs{i}"),
+            "socket": {"type": "unix", "path": socket},
+        });
+        args.extend(["-device".to_owned(), device.to_string()]);
+    }
+    args
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn each_function_gets_its_own_port() {
+        let args = super::function_arguments(&["/a".into(), "/b".into()]);
+        assert_eq!(args.len(), 8);
+        assert!(
+            args[3].contains("\"bus\":\"zs0\"") && args[7].contains("\"path\":\"/b\""),
+            "{args:?}"
+        );
+    }
+}

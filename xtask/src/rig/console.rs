@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Running an emulator and reading its console (docs/interfaces.md, section 6).
+//!
+//! The console is followed line by line until the end marker, the end of the emulator, or a time limit; then
+//! the emulator is ended by its pid. Whatever a kernel reports on the way is found here.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, Context as _, Result};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+
+use crate::command::tail;
+use crate::ui::Step;
+
+/// What a kernel prints when something is wrong. Each must never appear in a run that passes.
+const TROUBLE: [&str; 30] = [
+    "Kernel panic",
+    "BUG: ",
+    "Oops: ",
+    "WARNING: ",
+    "[ cut here ]",
+    "Call Trace:",
+    "KASAN: ",
+    "UBSAN: ",
+    "INFO: task ",
+    "rcu: INFO: ",
+    "possible circular locking",
+    "possible recursive locking",
+    "possible irq lock inversion",
+    "inconsistent lock state",
+    "suspicious RCU usage",
+    "Invalid wait context",
+    "DEBUG_LOCKS_WARN_ON",
+    "unreferenced object",
+    "new suspected memory leaks",
+    "general protection fault",
+    "Unable to handle kernel",
+    "sleeping function called from invalid context",
+    "scheduling while atomic",
+    "refcount_t: ",
+    "list_add corruption",
+    "list_del corruption",
+    "ODEBUG: ",
+    "soft lockup",
+    "rust_kernel: panicked",
+    "segfault at ",
+];
+
+/// What one job printed and how it ended.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Job {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its exit code; none when it never ended.
+    pub(crate) exit: Option<i32>,
+    /// Its lines, kernel messages of that time among them.
+    pub(crate) lines: Vec<String>,
+}
+
+/// Everything a console said.
+#[derive(Debug, Default)]
+pub(crate) struct Transcript {
+    /// Lines in order, without control characters.
+    pub(crate) lines: Vec<String>,
+    /// Jobs in the order they began.
+    pub(crate) jobs: Vec<Job>,
+    /// The end marker came.
+    pub(crate) halted: bool,
+    /// Kernel reports.
+    pub(crate) trouble: Vec<String>,
+    /// Where the whole console is kept.
+    pub(crate) log: PathBuf,
+    /// Why reading stopped early, if it did.
+    pub(crate) stopped: Option<String>,
+}
+
+impl Transcript {
+    /// Takes one line; true at the end marker.
+    fn take(&mut self, raw: &str) -> bool {
+        let line: String = raw
+            .chars()
+            .filter(|c| !c.is_control() || *c == '\t')
+            .collect();
+        let running = self.jobs.last_mut().filter(|j| j.exit.is_none());
+        if let Some(name) = line.strip_prefix("ZS-BEGIN ") {
+            self.jobs.push(Job {
+                name: name.trim().to_owned(),
+                ..Job::default()
+            });
+        } else if let Some((name, code)) = line
+            .strip_prefix("ZS-END ")
+            .and_then(|l| l.rsplit_once(' '))
+        {
+            if let Some(job) = running.filter(|j| j.name == name) {
+                job.exit = code.trim().parse().ok();
+            }
+        } else if line.trim_end() == "ZS-HALT" {
+            self.halted = true;
+        } else {
+            if let Some(job) = running {
+                job.lines.push(line.clone());
+            }
+            if is_trouble(&line) {
+                self.trouble.push(line.clone());
+            }
+        }
+        self.lines.push(line);
+        self.halted
+    }
+
+    /// The job `name`.
+    pub(crate) fn job(&self, name: &str) -> Result<&Job> {
+        self.jobs
+            .iter()
+            .find(|j| j.name == name)
+            .with_context(|| format!("the job {name} never began\n{}", self.ending()))
+    }
+
+    /// Fails when the run as a whole did: no end marker, a job without a good end, or a kernel report.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(first) = self.trouble.first() {
+            bail!(
+                "the kernel reported trouble: {first}\n{}",
+                self.around(first)
+            );
+        }
+        if !self.halted {
+            bail!(
+                "the machine did not reach its end ({})\n{}",
+                self.stopped.as_deref().unwrap_or("the emulator ended"),
+                self.ending()
+            );
+        }
+        Ok(())
+    }
+
+    /// Fails when the kernel did not report `expected`, or reported something else too.
+    pub(crate) fn check_planted(&self, expected: &str) -> Result<()> {
+        if !self.trouble.iter().any(|t| t.contains(expected)) {
+            bail!(
+                "the kernel did not report the planted {expected}\n{}",
+                self.ending()
+            );
+        }
+        Ok(())
+    }
+
+    fn around(&self, line: &str) -> String {
+        let at = self.lines.iter().position(|l| l == line).unwrap_or(0);
+        let part = self
+            .lines
+            .iter()
+            .skip(at.saturating_sub(5))
+            .take(40)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n");
+        format!("{}\n(all of it: {})", tail(&part, 45), self.log.display())
+    }
+
+    /// The end of the console, for messages.
+    pub(crate) fn ending(&self) -> String {
+        format!(
+            "{}\n(all of it: {})",
+            tail(&self.lines.join("\n"), 30),
+            self.log.display()
+        )
+    }
+}
+
+/// Whether a console line is a kernel's report of trouble. KTAP lines are a program's words, not a kernel's.
+fn is_trouble(line: &str) -> bool {
+    let text = line.trim_start();
+    !(text.starts_with("ok ") || text.starts_with("not ok ") || text.starts_with('#'))
+        && TROUBLE.iter().any(|t| text.contains(t))
+}
+
+/// A process that ends with this value.
+pub(crate) struct Running {
+    child: Child,
+}
+
+impl Running {
+    /// Starts `cmd`.
+    pub(crate) fn start(cmd: &mut Command) -> Result<Self> {
+        Ok(Self {
+            child: cmd.spawn().with_context(|| format!("start {cmd:?}"))?,
+        })
+    }
+
+    /// The process.
+    pub(crate) fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // By pid, through the handle: it cannot be another process as long as we have not waited for it.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Runs an emulator whose console is its standard output, to the end marker or `limit`.
+pub(crate) fn run(
+    step: &Step,
+    mut cmd: Command,
+    log: &Path,
+    limit: Duration,
+) -> Result<Transcript> {
+    let (console, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let running = Running::start(
+        cmd.stdin(Stdio::null())
+            .stdout(write.try_clone()?)
+            .stderr(write),
+    )?;
+    drop(cmd);
+    follow(step, File::from(console), running, log, limit)
+}
+
+/// Reads `console` until the end marker, its end, or `limit`; then ends `running`.
+pub(crate) fn follow(
+    step: &Step,
+    mut console: File,
+    running: Running,
+    log: &Path,
+    limit: Duration,
+) -> Result<Transcript> {
+    if let Some(dir) = log.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let mut file = File::create(log).with_context(|| format!("create {}", log.display()))?;
+    let mut transcript = Transcript {
+        log: log.to_owned(),
+        ..Transcript::default()
+    };
+    let end = Instant::now() + limit;
+    let mut pending = Vec::new();
+    let mut buffer = [0u8; 16 * 1024];
+    'reading: loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: left.as_secs().try_into()?,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(
+            &mut [PollFd::new(&console.as_fd(), PollFlags::IN)],
+            Some(&timeout),
+        ) {
+            Ok(0) => {
+                transcript.stopped = Some(format!("no end within {}", crate::ui::human(limit)));
+                break;
+            }
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(e) => return Err(e).context("poll the console"),
+        }
+        let n = console.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        let new = buffer.get(..n).unwrap_or_default();
+        file.write_all(new)?;
+        pending.extend_from_slice(new);
+        while let Some(at) = pending.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = pending.drain(..=at).collect();
+            let line = String::from_utf8_lossy(&line);
+            step.detail(&line);
+            if transcript.take(line.trim_end_matches(['\n', '\r'])) {
+                break 'reading;
+            }
+        }
+    }
+    if !pending.is_empty() && !transcript.halted {
+        transcript.take(&String::from_utf8_lossy(&pending));
+    }
+    drop(running);
+    Ok(transcript)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transcript(text: &str) -> Transcript {
+        let mut t = Transcript::default();
+        for line in text.lines() {
+            if t.take(line) {
+                break;
+            }
+        }
+        t
+    }
+
+    #[test]
+    fn jobs_are_told_apart() {
+        let t =
+            transcript("ZS-BOOT 7.2\nZS-BEGIN a\nok 1 x\nZS-END a 0\nnoise\nZS-BEGIN b\nZS-END b 4\nZS-HALT\nlate\n");
+        t.check().unwrap();
+        assert_eq!(t.job("a").unwrap().lines, ["ok 1 x"]);
+        assert_eq!(t.job("a").unwrap().exit, Some(0));
+        assert_eq!(t.job("b").unwrap().exit, Some(4));
+        assert!(t.job("c").is_err());
+    }
+
+    #[test]
+    fn a_run_without_its_end_marker_fails() {
+        assert!(transcript("ZS-BOOT 7.2\nZS-BEGIN a\nZS-END a 0\n")
+            .check()
+            .is_err());
+    }
+
+    #[test]
+    fn kernel_reports_fail_a_run_wherever_they_stand() {
+        let reports = [
+            "[    3.1] WARNING: drivers/x.c:12 at probe+0x1/0x2, CPU#0: insmod/77",
+            "BUG: KASAN: slab-use-after-free in x",
+            "WARNING: possible circular locking dependency detected",
+            "kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+            "rust_kernel: panicked at a.rs:1:1:",
+            "Kernel panic - not syncing: Fatal exception",
+        ];
+        for line in reports {
+            let t = transcript(&format!("ZS-BOOT x\n{line}\nZS-HALT\n"));
+            assert!(t.check().is_err(), "{line}");
+        }
+        transcript("ok 3 no WARNING: in the log\n# BUG: none\nZS-HALT\n")
+            .check()
+            .unwrap();
+    }
+
+    #[test]
+    fn a_planted_report_is_demanded() {
+        let t = transcript("WARNING: drivers/misc/lkdtm/bugs.c:1 at x\nZS-HALT\n");
+        t.check_planted("lkdtm").unwrap();
+        assert!(t.check_planted("KASAN").is_err());
+    }
+
+    #[test]
+    fn control_characters_do_not_hide_a_marker() {
+        assert!(
+            transcript("\u{1b}\r\u{0}ZS-HALT").halted || !transcript("ZS-HALT\r").lines.is_empty()
+        );
+        assert!(transcript("ZS-HALT\r").halted);
+    }
+
+    #[test]
+    fn the_time_limit_ends_a_silent_machine_and_its_process() {
+        let log = std::env::temp_dir().join(format!("xtask-console-{}", std::process::id()));
+        let mut cmd = Command::new("sh");
+        cmd.args(["-c", "echo ZS-BOOT x; exec sleep 1000"]);
+        let t = run(
+            &Step::start("a silent machine"),
+            cmd,
+            &log,
+            Duration::from_millis(300),
+        )
+        .unwrap();
+        std::fs::remove_file(&log).unwrap();
+        assert_eq!(t.lines, ["ZS-BOOT x"]);
+        assert!(t.check().unwrap_err().to_string().contains("no end within"));
+    }
+}

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `migdirty` in a host with a card: on the stock kernel and behind AMD-Vi from an initramfs, on the test and
+//! debug kernels as kselftests under virtme-ng.
+
+use std::time::Duration;
+
+use anyhow::{ensure, Context as _, Result};
+use serde_json::Value;
+
+use super::{succeeded, Results};
+use crate::kernel::Kind;
+use crate::rig::card::Card;
+use crate::rig::console::{Job, Transcript};
+use crate::rig::image::Overlay;
+use crate::rig::l1::{Iommu, L1};
+use crate::rig::virtme::Virtme;
+use crate::session::Session;
+use crate::userspace::{self, Programs};
+
+/// Serial number of the card that these scenarios use.
+const SERIAL: &str = "ZSTEST0001";
+/// How often the module is loaded, used and unloaded.
+const ROUNDS: u32 = 100;
+
+/// Level `stock`.
+pub(super) fn stock(session: &Session, results: &mut Results) -> Result<()> {
+    in_initramfs(session, results, Kind::Stock, Iommu::Vtd, ROUNDS)
+}
+
+/// Level `kernel`, AMD-Vi.
+pub(super) fn amd_vi(session: &Session, results: &mut Results) -> Result<()> {
+    in_initramfs(session, results, Kind::Test, Iommu::AmdVi, 1)
+}
+
+/// Level `kernel`, kselftests.
+pub(super) fn test_kernel(session: &Session, results: &mut Results) -> Result<()> {
+    under_virtme(session, results, Kind::Test, "")
+}
+
+fn in_initramfs(
+    session: &Session,
+    results: &mut Results,
+    kind: Kind,
+    iommu: Iommu,
+    rounds: u32,
+) -> Result<()> {
+    let kernel = session.kernel(kind)?;
+    let module = session.modules(kind)?;
+    let programs = userspace::build(session)?;
+    let sockets = session.cache.run_dir("card")?;
+    let card = Card::start(&programs.path("zerocard"), sockets.path(), SERIAL)?;
+    let name = format!(
+        "{}-{}",
+        kind.name(),
+        if iommu == Iommu::Vtd { "vtd" } else { "amd-vi" }
+    );
+    let transcript = L1 {
+        name: &name,
+        kernel,
+        iommu,
+        functions: vec![card.socket("admin")?.to_owned()],
+        memory_mib: 1024,
+        modules: &[],
+        nested: false,
+        append: "",
+        overlay: jobs(Overlay::new(), &programs, module.path("migdirty")?, rounds),
+        limit: Duration::from_secs(600),
+    }
+    .run(session.place()?)?;
+    judge(results, &transcript);
+    results.check("the card ends in peace", card.stop());
+    Ok(())
+}
+
+/// The jobs of a host: load, list, selftest, rounds, and that the interrupt and the IOMMU are real.
+fn jobs(overlay: Overlay, programs: &Programs, module: &std::path::Path, rounds: u32) -> Overlay {
+    overlay
+        .file("/zs/migdirty.ko", module)
+        .file("/zs/bin/zeroshift", &programs.path("zeroshift"))
+        .file("/zs/bin/migdirty-card", &programs.path("migdirty-card"))
+        .job(
+            "load",
+            "set -e; insmod /zs/migdirty.ko; ls -l /dev/migdirty",
+        )
+        .job("list", "set -e; zeroshift list; zeroshift list --json")
+        .job(
+            "behind-iommu",
+            "set -e; for d in /sys/bus/pci/drivers/migdirty/0*; do readlink $d/iommu_group; done",
+        )
+        .job("migdirty-card", &selftest("/zs/migdirty.ko", rounds))
+        .job("unload", "set -e; rmmod migdirty; ! test -e /dev/migdirty")
+}
+
+fn selftest(module: &str, rounds: u32) -> String {
+    format!("migdirty-card --expect-serial {SERIAL} --module {module} --rounds {rounds}")
+}
+
+/// kselftests with a card on the test or the debug kernel; `after` is one more job's script, or empty.
+pub(super) fn under_virtme(
+    session: &Session,
+    results: &mut Results,
+    kind: Kind,
+    after: &str,
+) -> Result<()> {
+    let kernel = session.kernel(kind)?;
+    let module = session
+        .modules(kind)?
+        .path("migdirty")?
+        .display()
+        .to_string();
+    let programs = userspace::build(session)?;
+    let sockets = session.cache.run_dir("card")?;
+    let card = Card::start(&programs.path("zerocard"), sockets.path(), SERIAL)?;
+    let bin = programs.path("").display().to_string();
+    let mut jobs = vec![
+        (
+            "load",
+            format!("set -e; insmod {module}; ls -l /dev/migdirty"),
+        ),
+        (
+            "list",
+            format!("set -e; {bin}/zeroshift list; {bin}/zeroshift list --json"),
+        ),
+        (
+            "behind-iommu",
+            "set -e; for d in /sys/bus/pci/drivers/migdirty/0*; do readlink $d/iommu_group; done"
+                .to_owned(),
+        ),
+        (
+            "migdirty-card",
+            format!("{bin}/{}", selftest(&module, ROUNDS)),
+        ),
+        (
+            "unload",
+            "set -e; rmmod migdirty; ! test -e /dev/migdirty".to_owned(),
+        ),
+    ];
+    if !after.is_empty() {
+        jobs.push(("after", after.to_owned()));
+    }
+    let transcript = Virtme {
+        name: &format!("{}-virtme", kind.name()),
+        kernel,
+        functions: vec![card.socket("admin")?.to_owned()],
+        memory_mib: 2048,
+        jobs,
+        limit: Duration::from_secs(1500),
+    }
+    .run(session.place()?)?;
+    judge(results, &transcript);
+    if !after.is_empty() {
+        results.check("after", succeeded(&transcript, "after").map(drop));
+    }
+    results.check("the card ends in peace", card.stop());
+    Ok(())
+}
+
+fn judge(results: &mut Results, transcript: &Transcript) {
+    results.check("boots, and the kernel reports nothing", transcript.check());
+    results.check("the module loads", succeeded(transcript, "load").map(drop));
+    results.check(
+        "zeroshift list shows the card",
+        succeeded(transcript, "list").and_then(|job| card_is_listed(job, SERIAL)),
+    );
+    results.check(
+        "the card is behind the IOMMU",
+        succeeded(transcript, "behind-iommu").and_then(in_a_group),
+    );
+    results.ktap(transcript, "migdirty-card");
+    results.check(
+        "the module unloads",
+        succeeded(transcript, "unload").map(drop),
+    );
+}
+
+fn in_a_group(job: &Job) -> Result<()> {
+    ensure!(
+        job.lines.iter().any(|l| l.contains("iommu_groups/")),
+        "no function of migdirty has an IOMMU group: {:?}",
+        job.lines
+    );
+    Ok(())
+}
+
+/// Whether `zeroshift list --json` shows the card `serial` alive, its Identify page read by interrupt.
+pub(super) fn card_is_listed(job: &Job, serial: &str) -> Result<()> {
+    let json = job
+        .lines
+        .iter()
+        .find(|l| l.starts_with('{'))
+        .context("no JSON object was printed")?;
+    let list: Value = serde_json::from_str(json).with_context(|| format!("parse {json}"))?;
+    let cards = list["cards"].as_array().context("no array \"cards\"")?;
+    let card = cards
+        .iter()
+        .find(|c| c["serial"] == serial)
+        .with_context(|| format!("no card {serial} in {json}"))?;
+    for (field, want) in [("driver", "migdirty"), ("state", "live")] {
+        ensure!(
+            card[field] == want,
+            "{field} is {}, not {want}",
+            card[field]
+        );
+    }
+    for counter in ["commands", "interrupts"] {
+        ensure!(
+            card[counter].as_u64().is_some_and(|n| n > 0),
+            "{counter} is {}: Identify was not read by interrupt",
+            card[counter]
+        );
+    }
+    ensure!(card["failures"] == 0, "failures is {}", card["failures"]);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(json: &str) -> Result<()> {
+        card_is_listed(
+            &Job {
+                lines: vec!["a table".into(), json.into()],
+                ..Job::default()
+            },
+            "S1",
+        )
+    }
+
+    #[test]
+    fn only_a_live_card_that_took_interrupts_counts() {
+        let card = |state: &str, interrupts: u32| {
+            format!(
+                r#"{{"cards":[{{"serial":"S1","driver":"migdirty","state":"{state}","commands":1,"failures":0,"interrupts":{interrupts}}}]}}"#
+            )
+        };
+        listed(&card("live", 1)).unwrap();
+        assert!(listed(&card("live", 0)).is_err());
+        assert!(listed(&card("dead", 1)).is_err());
+        assert!(listed(r#"{"cards":[]}"#).is_err());
+        assert!(listed("").is_err());
+    }
+}

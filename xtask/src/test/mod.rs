@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The test run: scenarios in levels, one after another, and the closing line `N passed, N failed, N skipped`.
+//!
+//! A scenario boots at most one rig and yields one result per thing it looked at. In CI a skip that `ci/skips`
+//! does not list is a failure: what silently stops running is not tested.
+
+mod debug;
+mod e2e;
+mod hosts;
+mod logic;
+mod vmfunc;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{bail, Context as _, Result};
+use clap::ValueEnum;
+
+use crate::ktap::{self, Counts, Outcome};
+use crate::rig::console::{Job, Transcript};
+use crate::session::Session;
+use crate::ui::human;
+
+pub(crate) use e2e::nested;
+
+/// What a scenario proves, and what it costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Level {
+    /// Pure logic and the programs on this machine: `cargo test`. Needs no root.
+    Logic,
+    /// Our modules on Debian's stock kernel, in QEMU.
+    Stock,
+    /// kselftests on the test kernel, under virtme-ng and in an AMD host.
+    Kernel,
+    /// A guest in a host, both in QEMU.
+    E2e,
+    /// VMX in Bochs.
+    Vmfunc,
+    /// The debug kernel: no report where none is due, and one where one is planted.
+    Debug,
+    /// Long counts. Not part of the default run.
+    Soak,
+}
+
+impl Level {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Logic => "logic",
+            Self::Stock => "stock",
+            Self::Kernel => "kernel",
+            Self::E2e => "e2e",
+            Self::Vmfunc => "vmfunc",
+            Self::Debug => "debug",
+            Self::Soak => "soak",
+        }
+    }
+}
+
+/// Results of a scenario.
+#[derive(Debug, Default)]
+pub(crate) struct Results {
+    all: Vec<(String, Outcome)>,
+    extra: Counts,
+}
+
+impl Results {
+    /// One more result; an error is a failure, and is shown.
+    pub(crate) fn check(&mut self, name: &str, outcome: Result<()>) {
+        let outcome = match outcome {
+            Ok(()) => Outcome::Passed,
+            Err(e) => {
+                eprintln!("    {name}: {e:#}");
+                Outcome::Failed
+            }
+        };
+        self.all.push((name.to_owned(), outcome));
+    }
+
+    /// The results of a KTAP program that ran as a job.
+    pub(crate) fn ktap(&mut self, transcript: &Transcript, name: &str) {
+        let job = match transcript.job(name) {
+            Ok(job) => job,
+            Err(e) => return self.check(name, Err(e)),
+        };
+        let report = ktap::parse(&job.lines, job.exit);
+        if report.counts().failed > 0 {
+            let why = report.broken.as_deref().unwrap_or("a test failed");
+            eprintln!(
+                "    {name}: {why}\n{}",
+                crate::command::tail(&job.lines.join("\n"), 60)
+            );
+        }
+        if report.broken.is_some() {
+            self.all.push((name.to_owned(), Outcome::Failed));
+        }
+        self.all.extend(
+            report
+                .results
+                .into_iter()
+                .map(|(test, outcome)| (format!("{name}: {test}"), outcome)),
+        );
+    }
+
+    /// Numbers that another runner counted.
+    pub(crate) fn counted(&mut self, counts: Counts) {
+        self.extra.add(counts);
+    }
+}
+
+/// A job that ended with success.
+pub(crate) fn succeeded<'a>(transcript: &'a Transcript, name: &str) -> Result<&'a Job> {
+    let job = transcript.job(name)?;
+    match job.exit {
+        Some(0) => Ok(job),
+        Some(code) => bail!(
+            "the job {name} ended with {code}\n{}",
+            crate::command::tail(&job.lines.join("\n"), 30)
+        ),
+        None => bail!("the job {name} never ended\n{}", transcript.ending()),
+    }
+}
+
+struct Scenario {
+    level: Level,
+    name: &'static str,
+    what: &'static str,
+    run: fn(&Session, &mut Results) -> Result<()>,
+}
+
+const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        level: Level::Logic,
+        name: "workspace",
+        what: "cargo test of every crate",
+        run: logic::workspace,
+    },
+    Scenario {
+        level: Level::Stock,
+        name: "migdirty",
+        what: "load, card, list, 100 rounds on the stock kernel",
+        run: hosts::stock,
+    },
+    Scenario {
+        level: Level::Kernel,
+        name: "migdirty",
+        what: "kselftests and 100 rounds on the test kernel, VT-d",
+        run: hosts::test_kernel,
+    },
+    Scenario {
+        level: Level::Kernel,
+        name: "amd-vi",
+        what: "the card behind AMD-Vi",
+        run: hosts::amd_vi,
+    },
+    Scenario {
+        level: Level::E2e,
+        name: "nested",
+        what: "a stock guest drives a passed-through function",
+        run: e2e::scenario,
+    },
+    Scenario {
+        level: Level::Vmfunc,
+        name: "bochs",
+        what: "VMX with EPT and VMFUNC, several jobs in one boot",
+        run: vmfunc::bochs,
+    },
+    Scenario {
+        level: Level::Debug,
+        name: "migdirty",
+        what: "kselftests, 100 rounds and a leak scan on the debug kernel",
+        run: debug::migdirty,
+    },
+    Scenario {
+        level: Level::Debug,
+        name: "planted",
+        what: "planted bugs are reported and fail a run",
+        run: debug::planted,
+    },
+];
+
+/// Runs the scenarios that were asked for.
+pub(crate) fn run(
+    session: &Session,
+    levels: &[Level],
+    filter: Option<&str>,
+    list: bool,
+) -> Result<ExitCode> {
+    let wanted = |s: &Scenario| {
+        let full = format!("{}/{}", s.level.name(), s.name);
+        (if levels.is_empty() {
+            s.level != Level::Soak
+        } else {
+            levels.contains(&s.level)
+        }) && filter.is_none_or(|f| full.contains(f))
+    };
+    let scenarios: Vec<&Scenario> = SCENARIOS.iter().filter(|s| wanted(s)).collect();
+    if list {
+        for s in scenarios {
+            println!(
+                "{:<18} {}",
+                format!("{}/{}", s.level.name(), s.name),
+                s.what
+            );
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if scenarios.is_empty() {
+        bail!("no scenario fits\n=> cargo xtask test --list shows them all");
+    }
+    let allowed = allowed_skips(session)?;
+    let in_ci = std::env::var_os("CI").is_some_and(|v| v == "true");
+    let mut counts = Counts::default();
+    let mut failed = Vec::new();
+    for s in scenarios {
+        let full = format!("{}/{}", s.level.name(), s.name);
+        eprintln!("--- {full}: {}", s.what);
+        let started = Instant::now();
+        let mut results = Results::default();
+        if let Err(e) = (s.run)(session, &mut results) {
+            results.check("scenario", Err(e));
+        }
+        for (test, outcome) in &mut results.all {
+            let id = format!("{full}: {test}");
+            match outcome {
+                Outcome::Passed => println!("ok      {id}"),
+                Outcome::Skipped(why) if in_ci && !allowed.contains(&id) => {
+                    println!("FAILED  {id} (skipped in CI, and ci/skips does not list it: {why})");
+                    *outcome = Outcome::Failed;
+                }
+                Outcome::Skipped(why) => println!("skipped {id} ({why})"),
+                Outcome::Failed => println!("FAILED  {id}"),
+            }
+            if *outcome == Outcome::Failed {
+                failed.push(id);
+            }
+        }
+        let report = ktap::Report {
+            results: results.all,
+            broken: None,
+        };
+        let mut here = report.counts();
+        here.add(results.extra);
+        if results.extra.failed > 0 {
+            failed.push(full.clone());
+        }
+        eprintln!(
+            "--- {full}: {} passed, {} failed ({})",
+            here.passed,
+            here.failed,
+            human(started.elapsed())
+        );
+        counts.add(here);
+    }
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        counts.passed, counts.failed, counts.skipped
+    );
+    Ok(if counts.failed == 0 && counts.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Skips that CI accepts: lines of `ci/skips`, in the form that the run prints them.
+fn allowed_skips(session: &Session) -> Result<Vec<String>> {
+    let path = session.repo.join("ci/skips");
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok(text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// What a job printed for people: its lines without JSON and kernel messages.
+pub(crate) fn table(job: &Job) -> String {
+    let lines = job
+        .lines
+        .iter()
+        .filter(|l| !l.starts_with('{') && !l.starts_with('['));
+    lines.map(|l| format!("    {l}\n")).collect()
+}
