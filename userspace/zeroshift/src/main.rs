@@ -1,5 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The command line of Zeroshift.
+//!
+//! This file parses, dispatches and reports errors; each subcommand has a file of its own. Results
+//! go to standard output, everything else to standard error.
 
-fn main() {}
+mod cli;
+mod device;
+mod list;
+mod pages;
+mod sys;
+mod sysfs;
+mod table;
+
+use clap::Parser as _;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    let mut output = io::stdout().lock();
+    let result = match arguments.command {
+        cli::Command::List(options) => list::run(&options, &mut output),
+        cli::Command::Completions { shell } => pages::completions(shell, &mut output),
+        cli::Command::Man { command } => pages::man(command.as_deref(), &mut output),
+    };
+    match result.and_then(|()| Ok(output.flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("zeroshift: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever reads our output has seen enough (`zeroshift list | head`).
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! `zeroshift completions` and `zeroshift man`: made from the definition of the command line, so
+//! that they cannot fall behind it.
+
+use crate::cli::Arguments;
+use anyhow::{anyhow, Result};
+use clap::CommandFactory as _;
+use std::io::Write;
+
+/// Prints a completion script.
+pub(crate) fn completions(shell: clap_complete::Shell, output: &mut impl Write) -> Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "zeroshift", &mut script);
+    Ok(output.write_all(&script)?)
+}
+
+/// Prints the manual page of the program, or of one of its subcommands.
+pub(crate) fn man(subcommand: Option<&str>, output: &mut impl Write) -> Result<()> {
+    let mut command = Arguments::command();
+    command.build();
+    let command = match subcommand {
+        None => command,
+        Some(name) => command
+            .find_subcommand(name)
+            .ok_or_else(|| {
+                anyhow!("no subcommand '{name}': 'zeroshift --help' lists the subcommands")
+            })?
+            .clone(),
+    };
+    Ok(clap_mangen::Man::new(command).render(output)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(print: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> String {
+        let mut output = Vec::new();
+        print(&mut output).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
+    #[test]
+    fn man_pages_name_what_they_describe() {
+        let main = text(|output| man(None, output));
+        assert!(main.contains(".TH zeroshift 1"), "{main}");
+        assert!(main.contains("zeroshift\\-list(1)"), "{main}");
+        let list = text(|output| man(Some("list"), output));
+        assert!(list.contains(".TH zeroshift-list 1"), "{list}");
+        assert!(list.contains("\\-\\-json"), "{list}");
+        let error = man(Some("fly"), &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("'fly'") && error.contains("--help"));
+    }
+
+    #[test]
+    fn every_shell_completes_list() {
+        use clap::ValueEnum as _;
+        for shell in clap_complete::Shell::value_variants() {
+            let script = text(|output| completions(*shell, output));
+            assert!(script.contains("list"), "{shell}");
+        }
+    }
+}
