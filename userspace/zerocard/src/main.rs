@@ -1,5 +1,276 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The software card: NVMe functions served over vfio-user.
+//! zerocard: a software-defined PCIe card whose functions are served over vfio-user.
+//!
+//! Command line, logging, and the life of the process: make the sockets, say so in one line, run a
+//! thread per function, end on SIGINT or SIGTERM with nothing left behind. The contract is section
+//! 3 of `docs/interfaces.md`.
 
-fn main() {}
+mod card;
+mod memory;
+mod nvme;
+mod pci;
+mod sys;
+mod transport;
+
+use std::io::{IsTerminal, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::io::Errno;
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use tracing_subscriber::EnvFilter;
+
+use card::{Serial, Slot};
+use transport::listener::{DirectoryLock, Listener};
+
+/// The software card: PCIe functions for virtual machines, without hardware.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "\
+Diagnostics go to standard error. ZEROCARD_LOG filters them, for example ZEROCARD_LOG=debug or
+ZEROCARD_LOG=zerocard::nvme=debug,warn."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Serve(Serve),
+}
+
+/// Serve one card until SIGINT or SIGTERM.
+///
+/// Each function gets a vfio-user socket in the directory: admin.sock for the administrative
+/// controller. When all of them listen, one line on standard output says so.
+#[derive(clap::Args)]
+#[command(after_long_help = "\
+EXAMPLE: a virtual machine with the card's administrative controller
+  mkdir -p /run/card && zerocard serve --dir /run/card &
+  qemu-system-x86_64 -M q35 -m 1G \\
+    -object memory-backend-memfd,id=ram,size=1G,share=on -machine memory-backend=ram \\
+    -device pcie-root-port,id=port,chassis=1,slot=1 \\
+    -device '{\"driver\":\"vfio-user-pci\",\"bus\":\"port\",
+              \"socket\":{\"type\":\"unix\",\"path\":\"/run/card/admin.sock\"}}' ...
+
+The memory has to be shared (memfd, share=on): the card accesses it directly. End virtual machines
+before the card: QEMU aborts when a device that it serves disappears.
+
+EXIT CODES: 0 ended by a signal, 1 an error, 2 bad usage.")]
+struct Serve {
+    /// Directory for the sockets; it has to exist
+    #[arg(long)]
+    dir: PathBuf,
+    /// Serial number of the card; everything a host recognises the card by derives from it
+    #[arg(long, value_name = "TEXT", default_value = "ZS00000001")]
+    serial: Serial,
+    /// Print the ready line as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let Command::Serve(arguments) = Arguments::parse().command;
+    if let Err(error) = start_logging() {
+        eprintln!("error: ZEROCARD_LOG: {error}");
+        return ExitCode::from(2);
+    }
+    match serve(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logging() -> Result<()> {
+    let filter = match std::env::var("ZEROCARD_LOG") {
+        Ok(text) => EnvFilter::try_new(text)?,
+        Err(std::env::VarError::NotPresent) => EnvFilter::new("info"),
+        Err(error) => return Err(error.into()),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
+}
+
+fn serve(arguments: &Serve) -> Result<()> {
+    // Before anything that would have to be cleaned up exists.
+    let signals = Signals::new().context("signal handlers")?;
+    let slots = card::functions(&arguments.serial);
+    let lock = DirectoryLock::acquire(&arguments.dir)?;
+    let mut functions = Vec::new();
+    for slot in slots {
+        let path = arguments.dir.join(format!("{}.sock", slot.name));
+        let listener = Listener::bind(&path, &lock)?;
+        functions.push((slot, path, listener));
+    }
+    drop(lock);
+    let described: Vec<_> = functions
+        .iter()
+        .map(|(slot, path, _)| (slot, path))
+        .collect();
+    announce(arguments, &described)?;
+
+    let stop = event()?;
+    let ended = event()?;
+    let mut threads = Vec::new();
+    for (slot, _, listener) in functions {
+        let (stop, ended) = (Arc::clone(&stop), Arc::clone(&ended));
+        let thread = std::thread::Builder::new()
+            .name(slot.name.to_owned())
+            .spawn(move || run_function(slot, &listener, &stop, &ended))
+            .context("thread")?;
+        threads.push(thread);
+    }
+    wait_for_either(&signals.0, &ended)?;
+    signal(&stop);
+    let mut result = Ok(());
+    for thread in threads {
+        let ended = match thread.join() {
+            Ok(ended) => ended,
+            // The panic message is on standard error already.
+            Err(_) => Err(anyhow::anyhow!("a function of the card failed")),
+        };
+        result = result.and(ended);
+    }
+    result
+}
+
+fn run_function(
+    mut slot: Slot,
+    listener: &Listener,
+    stop: &OwnedFd,
+    ended: &OwnedFd,
+) -> Result<()> {
+    /// However the thread ends, the process learns of it.
+    struct Notify<'a>(&'a OwnedFd);
+    impl Drop for Notify<'_> {
+        fn drop(&mut self) {
+            signal(self.0);
+        }
+    }
+    let _notify = Notify(ended);
+    let _span = tracing::info_span!("function", name = slot.name).entered();
+    listener
+        .serve(slot.device.as_mut(), stop.as_fd())
+        .with_context(|| format!("function {}", slot.name))
+}
+
+/// The ready line.
+#[derive(Serialize)]
+struct Ready<'a> {
+    event: &'static str,
+    card: ReadyCard,
+    functions: Vec<ReadyFunction<'a>>,
+}
+
+#[derive(Serialize)]
+struct ReadyCard {
+    serial: String,
+}
+
+#[derive(Serialize)]
+struct ReadyFunction<'a> {
+    name: &'a str,
+    kind: &'a str,
+    controller_id: u16,
+    socket: &'a str,
+}
+
+fn announce(arguments: &Serve, functions: &[(&Slot, &PathBuf)]) -> Result<()> {
+    let serial = &arguments.serial;
+    let mut line = if arguments.json {
+        let mut list = Vec::new();
+        for (slot, path) in functions {
+            list.push(ReadyFunction {
+                name: slot.name,
+                kind: slot.kind,
+                controller_id: slot.controller_id,
+                socket: path.to_str().context("with --json, DIR has to be UTF-8")?,
+            });
+        }
+        let card = ReadyCard {
+            serial: serial.to_string(),
+        };
+        serde_json::to_string(&Ready {
+            event: "ready",
+            card,
+            functions: list,
+        })?
+    } else {
+        let list: Vec<String> = functions
+            .iter()
+            .map(|(slot, path)| {
+                let Slot {
+                    name,
+                    kind,
+                    controller_id,
+                    ..
+                } = slot;
+                format!(
+                    "{name} ({kind}, controller {controller_id}) on {}",
+                    path.display()
+                )
+            })
+            .collect();
+        format!("card {serial} is ready: {}", list.join(", "))
+    };
+    line.push('\n');
+    let mut out = std::io::stdout().lock();
+    out.write_all(line.as_bytes())
+        .and_then(|()| out.flush())
+        .context("standard output")
+}
+
+/// SIGINT and SIGTERM as a descriptor that becomes readable.
+struct Signals(UnixStream);
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let (receiver, sender) = UnixStream::pair()?;
+        for number in [SIGINT, SIGTERM] {
+            signal_hook::low_level::pipe::register(number, sender.try_clone()?)?;
+        }
+        Ok(Self(receiver))
+    }
+}
+
+fn event() -> Result<Arc<OwnedFd>> {
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    Ok(Arc::new(
+        rustix::event::eventfd(0, flags).context("eventfd")?,
+    ))
+}
+
+fn signal(event: &OwnedFd) {
+    // The counter cannot overflow: it is signalled once per thread and once at the end.
+    let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+}
+
+fn wait_for_either(one: &impl AsFd, other: &impl AsFd) -> Result<()> {
+    loop {
+        let mut fds = [
+            PollFd::new(one, PollFlags::IN),
+            PollFd::new(other, PollFlags::IN),
+        ];
+        match rustix::event::poll(&mut fds, None) {
+            Err(Errno::INTR) => {}
+            result => return result.map(drop).context("poll"),
+        }
+    }
+}

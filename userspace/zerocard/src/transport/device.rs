@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What a transport needs of a PCI function.
+//!
+//! The seam between transport and card: implemented by `pci::Function`, and by a recorder in tests.
+//! Offsets and indices that come through it have been checked against the sizes it gives.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::memory::MapRequest;
+
+/// A region of a function that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Region {
+    /// Base address register 0.
+    Bar0,
+    /// Configuration space.
+    Config,
+}
+
+/// What a client does to an interrupt vector.
+#[derive(Debug)]
+pub(crate) enum VectorAction {
+    /// Gives it an eventfd, or takes it away.
+    Assign(Option<OwnedFd>),
+    /// Signals the eventfd without the device.
+    Trigger,
+    /// Holds events back.
+    Mask,
+    /// Lets events through, those held back first.
+    Unmask,
+}
+
+/// A function that can be served.
+pub(crate) trait Device: Send {
+    /// Size of a region in bytes.
+    fn region_size(&self, region: Region) -> u64;
+
+    /// Number of MSI-X vectors.
+    fn vectors(&self) -> u16;
+
+    /// Reads a region; the range lies within it.
+    fn read(&mut self, region: Region, offset: usize, data: &mut [u8]);
+
+    /// Writes a region; the range lies within it.
+    fn write(&mut self, region: Region, offset: usize, data: &[u8]);
+
+    /// Maps guest memory.
+    fn map(&mut self, request: MapRequest, file: Option<&OwnedFd>) -> io::Result<()>;
+
+    /// Unmaps guest memory. When it returns, nothing accesses the range any more.
+    fn unmap(&mut self, iova: u64, size: u64);
+
+    /// Unmaps all guest memory.
+    fn unmap_all(&mut self);
+
+    /// Acts on a vector; the index is below [`Device::vectors`].
+    fn vector(&mut self, index: u16, action: VectorAction);
+
+    /// Resets the function. Maps and eventfds stay.
+    fn reset(&mut self);
+
+    /// The client is gone: resets the function and lets go of everything that was the client's.
+    fn disconnect(&mut self);
+}
