@@ -163,7 +163,9 @@ impl Session<'_> {
         let argsz = body.u32()?;
         let _flags = body.u32()?;
         let index = body.u32()?;
-        if argsz < SIZE || index >= irq::COUNT {
+        // The error interrupt is refused rather than described as empty, like the kernel does it for
+        // devices without: QEMU warns about an empty one.
+        if argsz < SIZE || index >= irq::COUNT || index == irq::ERROR {
             return Err(Errno::INVAL);
         }
         let (flags, count) = match index {

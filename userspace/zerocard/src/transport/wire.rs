@@ -34,6 +34,7 @@ pub(super) mod region {
 pub(super) mod irq {
     pub(crate) const COUNT: u32 = 5;
     pub(crate) const MSIX: u32 = 2;
+    pub(crate) const ERROR: u32 = 3;
     /// Delivered through eventfds. Deliberately without NORESIZE: with it, QEMU would have to
     /// assign every vector at once.
     pub(crate) const INFO_EVENTFD: u32 = 1;
