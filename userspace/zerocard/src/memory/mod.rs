@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use crate::sys::Mapping;
@@ -82,7 +83,7 @@ enum Access {
 pub(crate) struct GuestMemory {
     maps: BTreeMap<u64, Map>,
     files: RamFiles,
-    warned_no_file: bool,
+    warned_no_file: AtomicBool,
 }
 
 impl GuestMemory {
@@ -114,16 +115,8 @@ impl GuestMemory {
         }
         let file = match file {
             Some(file) => Some(self.files.open(file, end)?),
-            None => {
-                if !self.warned_no_file {
-                    self.warned_no_file = true;
-                    tracing::warn!(
-                        "guest memory without a file descriptor: DMA to it fails; give the VMM \
-                         shared memory (QEMU: memory-backend-memfd with share=on)"
-                    );
-                }
-                None
-            }
+            // A VMM maps its ROMs like that, so it says nothing about its RAM yet.
+            None => None,
         };
         let MapRequest {
             iova,
@@ -256,7 +249,15 @@ impl GuestMemory {
             Access::Read => map.readable,
             Access::Write => map.writable,
         };
-        let mapping = map.file.as_deref().ok_or(DmaError::NoFile)?;
+        let Some(mapping) = map.file.as_deref() else {
+            if !self.warned_no_file.swap(true, Ordering::Relaxed) {
+                tracing::warn!(
+                    "access to {iova:#x}: the VMM mapped this memory without a file descriptor; \
+                     give it shared memory (QEMU: memory-backend-memfd with share=on)"
+                );
+            }
+            return Err(DmaError::NoFile);
+        };
         if !allowed || (access == Access::Write && !mapping.writable()) {
             return Err(DmaError::Permission);
         }

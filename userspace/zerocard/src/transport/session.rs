@@ -294,7 +294,3 @@ fn errno(error: &io::Error) -> Errno {
         _ => Errno::INVAL,
     })
 }
-
-#[cfg(test)]
-#[path = "session_tests.rs"]
-mod tests;
