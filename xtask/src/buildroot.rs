@@ -85,7 +85,7 @@ mount --rbind /sys "$root/sys"
 mount -t tmpfs tmpfs "$root/tmp"
 while [ "$1" != -- ]; do
   mkdir -p "$root$1"
-  mount --rbind "$1" "$root$1"
+  mount --bind "$1" "$root$1"
   shift
 done
 shift
@@ -186,7 +186,9 @@ fn make(cache: &Cache, recipe: &Recipe, mirror: Option<&str>, dir: &Path) -> Res
     let inside = |program: &str| enter(dir, Path::new("/"), &[], Network::Host, program);
 
     // mmdebstrap checks the archive's signatures with the machine's Debian keyring and carries the keys over.
-    let mut base = command::command("mmdebstrap");
+    // It mounts /proc and more in the root: in a namespace of its own, they vanish even when it is killed.
+    let mut base = command::command("unshare");
+    base.args(["--mount", "--pid", "--fork", "--kill-child", "mmdebstrap"]);
     base.args([
         "--mode=root",
         "--variant=apt",

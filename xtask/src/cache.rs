@@ -102,8 +102,7 @@ impl Cache {
         }
         let path = self.path(kind, key);
         if leftover == Leftover::Remove && path.exists() {
-            fs::remove_dir_all(&path)
-                .with_context(|| format!("remove the unfinished {}", path.display()))?;
+            remove_tree(&path)?;
         }
         fs::create_dir_all(&path)?;
         make(&path)?;
@@ -165,10 +164,29 @@ impl Cache {
             }
         }
         let step = Step::start(format!("removing {}", self.dir.display()));
-        fs::remove_dir_all(&self.dir).with_context(|| format!("remove {}", self.dir.display()))?;
+        remove_tree(&self.dir)?;
         step.done();
         Ok(())
     }
+}
+
+/// Removes a folder, unless something is mounted in it: that would be emptied as well.
+fn remove_tree(path: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if let Some(mount) = mounts_below(&mounts, path).next() {
+        bail!(
+            "{mount} is mounted inside {}\n=> umount {mount}",
+            path.display()
+        );
+    }
+    fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display()))
+}
+
+fn mounts_below<'a>(mountinfo: &'a str, path: &'a Path) -> impl Iterator<Item = &'a str> {
+    mountinfo
+        .lines()
+        .filter_map(|l| l.split(' ').nth(4))
+        .filter(move |m| Path::new(m).starts_with(path))
 }
 
 /// See [`Cache::run_dir`].
@@ -284,6 +302,16 @@ mod tests {
         drop(lock);
         cache.clean().unwrap();
         assert!(!cache.dir().exists());
+    }
+
+    #[test]
+    fn a_mount_inside_is_seen() {
+        let info = "36 35 98:0 / /c/root/proc rw - proc proc rw\n37 35 98:0 / /cc rw - x x rw\n";
+        assert_eq!(
+            mounts_below(info, Path::new("/c")).collect::<Vec<_>>(),
+            ["/c/root/proc"]
+        );
+        assert_eq!(mounts_below(info, Path::new("/d")).count(), 0);
     }
 
     #[test]

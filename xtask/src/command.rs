@@ -111,7 +111,7 @@ fn advice(log: &str) -> Option<&'static str> {
         ("Network is unreachable", "no network: connect the machine and run the same command again"),
         ("NO_PUBKEY", "the archive's key is unknown here: install the package debian-archive-keyring"),
         ("Operation not permitted", "this needs real root with the right to mount and chroot: in a container, run it privileged"),
-        ("Cannot allocate memory", "out of memory: close something, or run with fewer jobs (--jobs 1)"),
+        ("Cannot allocate memory", "out of memory: close something, or give the machine more, and run the same command again"),
     ];
     KNOWN
         .iter()
