@@ -303,11 +303,12 @@ impl AdminQueue {
     }
 
     /// Ends everything: waiters get `ENODEV`, the controller is disabled, and bus master is
-    /// cleared, so that nothing touches the DMA memory any more. Once; later calls do nothing.
-    pub(crate) fn stop(&self, pdev: &pci::Device<Bound>) {
+    /// cleared, so that nothing touches the DMA memory any more. Once; later calls do nothing and
+    /// return `false`.
+    pub(crate) fn stop(&self, pdev: &pci::Device<Bound>) -> bool {
         let mut state = self.state.lock();
         if state.life == Life::Stopped {
-            return;
+            return false;
         }
         state.life = Life::Stopped;
         self.end_all(&mut state, Lost::Stopped);
@@ -327,6 +328,7 @@ impl AdminQueue {
             }
         }
         clear_master(pdev);
+        true
     }
 
     /// Sends `command` and waits for its end; its command identifier and data pointer are filled

@@ -68,7 +68,7 @@ impl Card {
 
     /// Ends the card's work: see [`AdminQueue::stop`].
     pub(crate) fn stop(&self, pdev: &pci::Device<Bound>) {
-        self.queue.stop(pdev)
+        self.queue.stop(pdev);
     }
 
     /// What the card says it is called, for a log message: printable ASCII only.

@@ -22,11 +22,15 @@ use kernel::{
     pci::{self, IrqType, IrqTypes},
     prelude::*,
     sync::Arc,
+    time::{delay::fsleep, Delta},
 };
 
 /// PCI class of an NVMe administrative controller, with its mask.
 const CLASS: u32 = 0x01_08_03;
 const CLASS_MASK: u32 = 0xff_ff_ff;
+
+/// Far longer than a message takes from a card to a CPU.
+const INTERRUPT_TRAVEL: Delta = Delta::from_millis(5);
 
 kernel::pci_device_table!(
     PCI_TABLE,
@@ -44,7 +48,7 @@ pub(crate) struct Binding<'bound> {
     queue: Arc<AdminQueue>,
     /// Set when the card was found good.
     card: Option<Arc<Card>>,
-    _interrupt: Pin<KBox<irq::Registration<Interrupt>>>,
+    interrupt: Pin<KBox<irq::Registration<Interrupt>>>,
 }
 
 impl Binding<'_> {
@@ -53,7 +57,13 @@ impl Binding<'_> {
         if let Some(card) = &self.card {
             registry::remove(card);
         }
-        self.queue.stop(self.pdev);
+        if self.queue.stop(self.pdev) {
+            // The controller sends no interrupt any more, but those that it has sent may still be
+            // on their way to a CPU, which would complain when it finds no handler.
+            fsleep(INTERRUPT_TRAVEL);
+            // Fails for an interrupt that is gone, and there is nothing to wait for then.
+            let _ = self.interrupt.synchronize(self.pdev.as_ref());
+        }
     }
 }
 
@@ -176,7 +186,7 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Binding<'bound>>
         pdev: bound,
         queue: queue.clone(),
         card: None,
-        _interrupt: interrupt,
+        interrupt,
     };
     pdev.set_master();
     queue
