@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The real binary, driven from outside: a vfio-user client and a small NVMe driver on a unix
+//! socket, written from the layouts of the protocol and the specifications, not from the server's
+//! definitions.
+
+mod admin;
+mod client;
+mod driver;
+mod fuzz;
+mod process;
+mod protocol;
+mod server;

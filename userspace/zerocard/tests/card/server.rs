@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A zerocard process of a test's own, in a directory of its own.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+/// Generous: it is only ever waited for in full when something is broken.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+pub(crate) fn zerocard() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zerocard"));
+    command.env_remove("ZEROCARD_LOG").stdin(Stdio::null());
+    command
+}
+
+pub(crate) struct Server {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    pub(crate) ready: String,
+    directory: Option<tempfile::TempDir>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut server = Self::start_in(directory.path(), &["--json"]);
+        server.directory = Some(directory);
+        server
+    }
+
+    pub(crate) fn start_in(directory: &Path, options: &[&str]) -> Self {
+        let mut child = zerocard()
+            .args(["serve", "--dir"])
+            .arg(directory)
+            .args(options)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut ready = String::new();
+        stdout.read_line(&mut ready).unwrap();
+        Self {
+            child,
+            stdout,
+            ready,
+            directory: None,
+        }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.as_ref().unwrap().path().join("admin.sock")
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal and gives the exit status and what else came on standard output.
+    pub(crate) fn end(&mut self, signal: Signal) -> (ExitStatus, String) {
+        rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let deadline = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the process does not end");
+            std::thread::yield_now();
+        };
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        (status, rest)
+    }
+
+    pub(crate) fn alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Open descriptors of the process.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .count()
+    }
+
+    /// Whether the process has a file of this name mapped.
+    pub(crate) fn maps(&self, name: &str) -> usize {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap();
+        maps.lines().filter(|line| line.contains(name)).count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail when the process has ended already, which is what they are for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
