@@ -386,10 +386,17 @@ fn a_full_completion_queue_holds_commands_back_and_loses_none() {
     for cid in 7..14 {
         rig.queue(Command {
             cid,
+            prp1: DATA + 0x4000,
             ..command(0x06, 1)
         });
     }
     rig.ring();
+    let mut data = [0xff; 4];
+    rig.bench.memory.read(DATA + 0x4000, &mut data).unwrap();
+    assert_eq!(
+        data, [0; 4],
+        "a command without room for its completion does not run"
+    );
     let mut seen = Vec::new();
     while let Some(completion) = rig.reap() {
         seen.push(completion.cid);

@@ -282,6 +282,11 @@ pub(crate) mod tests {
         assert_eq!(fired(&mine), 0);
         msix.configure(true, true, true);
         msix.raise(0);
+        msix.configure(false, true, true);
+        msix.configure(true, false, true);
+        assert_eq!(fired(&mine), 0, "disabling forgets what was pending");
+        msix.configure(true, true, true);
+        msix.raise(0);
         msix.reset();
         msix.configure(true, false, true);
         assert_eq!(fired(&mine), 0);
