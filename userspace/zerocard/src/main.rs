@@ -11,6 +11,7 @@ mod memory;
 mod nvme;
 mod pci;
 mod sys;
+mod throttle;
 mod transport;
 
 use std::io::{IsTerminal, Write};

@@ -15,6 +15,7 @@ use super::admin::{Admin, Context, Identity, Outcome};
 use super::admin_queue::AdminQueue;
 use crate::memory::DmaError;
 use crate::pci::{Bus, Kind};
+use crate::throttle::Throttle;
 
 /// The version of the specification that VS and Identify Controller claim.
 pub(super) const VERSION: Version = Version::new(2, 1, 0);
@@ -47,7 +48,10 @@ pub(crate) struct Controller {
     asq: u64,
     acq: u64,
     queue: Option<AdminQueue>,
+    /// Memory page size in bytes, as CC.MPS had it when the controller was enabled.
+    page_size: u64,
     admin: Admin,
+    warnings: Throttle,
 }
 
 impl Controller {
@@ -60,7 +64,9 @@ impl Controller {
             asq: 0,
             acq: 0,
             queue: None,
+            page_size: 0x1000,
             admin: Admin::new(identity),
+            warnings: Throttle::default(),
         }
     }
 
@@ -118,10 +124,13 @@ impl Controller {
 
     fn enable(&mut self) {
         if let Err(reason) = self.check_configuration() {
-            tracing::warn!("the driver enabled the controller with {reason}: fatal status");
+            if self.warnings.ready() {
+                tracing::warn!("the driver enabled the controller with {reason}: fatal status");
+            }
             self.csts = self.csts.with_cfs(true);
             return;
         }
+        self.page_size = self.configured_page_size();
         self.queue = Some(AdminQueue::new(self.aqa, self.asq, self.acq));
         self.csts = self.csts.with_rdy(true);
         tracing::debug!("enabled: {:?}", self.queue);
@@ -142,14 +151,14 @@ impl Controller {
         if self.aqa.asqs() == 0 || self.aqa.acqs() == 0 {
             return Err("an admin queue of less than two entries");
         }
-        let page = self.page_size();
+        let page = self.configured_page_size();
         if self.asq % page != 0 || self.acq % page != 0 {
             return Err("an admin queue that does not start a page");
         }
         Ok(())
     }
 
-    fn page_size(&self) -> u64 {
+    fn configured_page_size(&self) -> u64 {
         0x1000 << self.cc.mps()
     }
 
@@ -173,13 +182,13 @@ impl Controller {
             TAIL => queue.ring_tail(value),
             HEAD => queue.ring_head(value),
             _ => {
-                tracing::warn!("doorbell write to a queue that does not exist ({offset:#x})");
+                tracing::debug!("doorbell write to a queue that does not exist ({offset:#x})");
                 self.admin.doorbell_of_no_queue();
                 return self.run(bus);
             }
         };
         if valid.is_err() {
-            tracing::warn!("invalid doorbell value {value:#x} at {offset:#x}");
+            tracing::debug!("invalid doorbell value {value:#x} at {offset:#x}");
             self.admin.invalid_doorbell_value();
         }
         self.run(bus);
@@ -193,7 +202,9 @@ impl Controller {
         }
         let mut posted = false;
         if let Err(error) = self.process(bus, &mut posted) {
-            tracing::warn!("admin queue memory: {error}: fatal status");
+            if self.warnings.ready() {
+                tracing::warn!("admin queue memory: {error}: fatal status");
+            }
             self.csts = self.csts.with_cfs(true);
         }
         if posted {
@@ -202,7 +213,7 @@ impl Controller {
     }
 
     fn process(&mut self, bus: &Bus<'_>, posted: &mut bool) -> Result<(), DmaError> {
-        let page_size = self.page_size();
+        let page_size = self.page_size;
         let Some(queue) = &mut self.queue else {
             return Ok(());
         };

@@ -337,6 +337,39 @@ fn a_second_page_receives_the_rest() {
 }
 
 #[test]
+fn the_page_size_is_the_one_of_enable_time() {
+    let mut rig = Rig::enabled();
+    rig.set(0x14, 0x0046_0781);
+    assert_eq!(rig.get(0x1c), 1);
+    let split = Command {
+        prp1: DATA + 0x800,
+        prp2: DATA + 0x2000,
+        ..command(0x06, 1)
+    };
+    assert_eq!(rig.status(split), 0);
+    let mut bytes = [0; 4];
+    rig.bench.memory.read(DATA + 0x1000, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 4], "not contiguous with the first page");
+    rig.bench.memory.write(DATA, &[0; 0x3000]).unwrap();
+    rig.set(0x14, 0);
+    rig.set(0x28, 0x2_0000);
+    rig.set(0x30, 0x3_0000);
+    rig.set(0x14, 0x0046_0201);
+    assert_eq!(rig.get(0x1c), 1, "pages of 64 KiB");
+    let command = Command {
+        prp1: DATA + 0x800,
+        ..command(0x06, 1)
+    };
+    rig.bench
+        .memory
+        .write(0x2_0000, &command.to_bytes())
+        .unwrap();
+    rig.set(0x1000, 1);
+    rig.bench.memory.read(DATA + 0x800, &mut bytes).unwrap();
+    assert_eq!(bytes, [0x53, 0x5a, 0x53, 0x5a]);
+}
+
+#[test]
 fn log_pages_have_offsets_and_ends() {
     let mut rig = Rig::enabled();
     rig.bench.memory.write(DATA, &[0xee; 64]).unwrap();

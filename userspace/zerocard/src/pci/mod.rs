@@ -105,7 +105,7 @@ impl<K: Kind> Function<K> {
     fn write_config(&mut self, offset: usize, data: &[u8]) {
         let was_master = self.config.bus_master();
         if self.config.write(offset, data) {
-            tracing::info!("function level reset");
+            tracing::debug!("function level reset");
             self.reset();
             return;
         }
