@@ -506,6 +506,8 @@ impl AdminQueue {
         if entry.sqid != 0 {
             return Err(Cause::WrongQueue(entry.sqid));
         }
+        // Before the waiter is woken: who errs here is not to be believed about the rest.
+        state.submission.report_head(entry.sqhd)?;
         let reply = Reply {
             status: entry.status,
         };
@@ -515,7 +517,6 @@ impl AdminQueue {
             state.counters.failures = state.counters.failures.wrapping_add(1);
         }
         self.wake(index);
-        state.submission.report_head(entry.sqhd)?;
         Ok(true)
     }
 

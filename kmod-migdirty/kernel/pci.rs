@@ -240,8 +240,8 @@ fn refuse(pdev: &pci::Device<Bound>, capabilities: &Capabilities, failure: Failu
         Failure::Fatal => {
             dev_err!(
                 pdev,
-                "controller reports a fatal status (CSTS.CFS) that its reset does not clear; \
-                 reset or replace the card\n",
+                "controller reports a fatal status (CSTS.CFS) although it was reset; reset or \
+                 replace the card\n",
             );
             EIO
         }
