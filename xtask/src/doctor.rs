@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -85,6 +86,14 @@ impl Host<'_> {
     fn has_entries(&self, path: &str) -> bool {
         fs::read_dir(self.root.join(path.trim_start_matches('/')))
             .is_ok_and(|mut d| d.next().is_some())
+    }
+
+    /// A model-specific register of the first processor.
+    fn msr(&self, number: u64) -> Option<u64> {
+        let file = fs::File::open(self.root.join("dev/cpu/0/msr")).ok()?;
+        let mut value = [0; 8];
+        file.read_exact_at(&mut value, number).ok()?;
+        Some(u64::from_le_bytes(value))
     }
 
     /// The words of a line of /proc/cpuinfo.
@@ -335,7 +344,7 @@ fn hardware(host: &Host<'_>) -> Vec<Check> {
             firmware,
         ),
         intel_only("EPT", "ept", "protected windows"),
-        intel_only("VMFUNC", "eptp_switching", "protected windows"),
+        vmfunc(host, firmware),
         intel_only(
             "MBEC",
             "ept_mode_based_exec",
@@ -417,6 +426,26 @@ fn hardware(host: &Host<'_>) -> Vec<Check> {
     checks
 }
 
+/// IA32_VMX_VMFUNC, bit 0: EPTP switching. (/proc/cpuinfo never shows it: the kernel looks for it in the
+/// register's upper half.)
+fn vmfunc(host: &Host<'_>, firmware: &str) -> Check {
+    match host.msr(0x491) {
+        Some(functions) => Check::new(
+            "VMFUNC",
+            functions & 1 == 1,
+            "EPTP switching: protected windows",
+            firmware,
+        ),
+        None if host.exists("/dev/cpu/0/msr") => Check::new(
+            "VMFUNC",
+            false,
+            "the processor has no IA32_VMX_VMFUNC",
+            firmware,
+        ),
+        None => Check::unknown("VMFUNC", "the msr module is not loaded", "modprobe msr"),
+    }
+}
+
 fn physical_bits(cpuinfo: &str) -> Option<u32> {
     let sizes = cpuinfo.lines().find(|l| l.starts_with("address sizes"))?;
     sizes
@@ -449,15 +478,17 @@ mod tests {
 
     #[test]
     fn a_good_intel_host_has_everything() {
+        let msr = format!("{}\u{1}\0\0\0\0\0\0\0", "\0".repeat(0x491));
         let root = host(
             "good",
             &[
-                ("proc/cpuinfo", "flags\t\t: fpu vmx\nvmx flags\t: ept eptp_switching ept_mode_based_exec\naddress sizes\t: 46 bits physical, 48 bits virtual\n"),
+                ("proc/cpuinfo", "flags\t\t: fpu vmx\nvmx flags\t: ept ept_mode_based_exec\naddress sizes\t: 46 bits physical, 48 bits virtual\n"),
                 ("proc/sys/kernel/osrelease", "7.2.12-x\n"),
                 ("boot/config-7.2.12-x", "CONFIG_RUST=y\nCONFIG_IOMMUFD=m\nCONFIG_IOMMUFD_DRIVER=y\n"),
                 ("lib/modules/7.2.12-x/build/rust/libkernel.rmeta", ""),
                 ("sys/module/kvm_intel/parameters/nested", "N\n"),
                 ("sys/class/iommu/dmar0", ""),
+                ("dev/cpu/0/msr", &msr),
                 ("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "512\n"),
             ],
         );
@@ -486,6 +517,7 @@ mod tests {
                     "CONFIG_RUST=y\n# CONFIG_IOMMUFD is not set\n",
                 ),
                 ("sys/module/kvm_intel/parameters/nested", "Y\n"),
+                ("dev/cpu/0/msr", ""),
             ],
         );
         let checks = hardware(&Host { root: &root });

@@ -122,6 +122,7 @@ impl Bochs<'_> {
              ata0-master: type=cdrom, path={dir}/boot.iso, status=inserted\n\
              boot: cdrom\n\
              com1: enabled=1, mode=file, dev=/dev/stdout\n\
+             com2: enabled=1, mode=file, dev=/dev/stderr\n\
              display_library: rfb, options=\"timeout=0\"\n\
              clock: sync=none\n\
              log: {dir}/bochs.log\n\

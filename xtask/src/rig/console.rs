@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -81,8 +81,8 @@ pub(crate) struct Transcript {
 }
 
 impl Transcript {
-    /// Takes one line; true at the end marker.
-    fn take(&mut self, raw: &str) -> bool {
+    /// Takes one line.
+    fn take(&mut self, raw: &str) {
         let line: String = raw
             .chars()
             .filter(|c| !c.is_control() || *c == '\t')
@@ -111,7 +111,14 @@ impl Transcript {
             }
         }
         self.lines.push(line);
-        self.halted
+    }
+
+    /// Takes one line and keeps it in the log.
+    fn record(&mut self, step: &Step, log: &mut File, line: &str) -> Result<()> {
+        writeln!(log, "{line}").with_context(|| format!("write {}", self.log.display()))?;
+        step.detail(line);
+        self.take(line);
+        Ok(())
     }
 
     /// The job `name`.
@@ -208,28 +215,55 @@ impl Drop for Running {
     }
 }
 
-/// Runs an emulator whose console is its standard output, to the end marker or `limit`.
+/// One of the two streams of an emulator, cut into lines.
+struct Lines {
+    stream: File,
+    pending: Vec<u8>,
+    ended: bool,
+}
+
+impl Lines {
+    /// A pipe: our end, and the emulator's.
+    fn pipe() -> Result<(Self, OwnedFd)> {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let stream = File::from(read);
+        Ok((
+            Self {
+                stream,
+                pending: Vec::new(),
+                ended: false,
+            },
+            write,
+        ))
+    }
+
+    /// Reads once, which does not wait when the stream is ready, and gives whole lines to `take`.
+    fn read(&mut self, mut take: impl FnMut(&str) -> Result<()>) -> Result<()> {
+        let mut buffer = [0u8; 16 * 1024];
+        let n = self.stream.read(&mut buffer).context("read the console")?;
+        self.pending
+            .extend_from_slice(buffer.get(..n).unwrap_or_default());
+        if n == 0 {
+            self.ended = true;
+            self.pending.push(b'\n');
+        }
+        while let Some(at) = self.pending.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = self.pending.drain(..=at).collect();
+            let line = String::from_utf8_lossy(&line);
+            let line = line.trim_end_matches(['\n', '\r']);
+            if !(self.ended && line.is_empty()) {
+                take(line)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs an emulator to the end marker or `limit`. Its standard output is one console, its standard
+/// error another: a kernel and programs that shared one would cut each other's lines in two.
 pub(crate) fn run(
     step: &Step,
     mut cmd: Command,
-    log: &Path,
-    limit: Duration,
-) -> Result<Transcript> {
-    let (console, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let running = Running::start(
-        cmd.stdin(Stdio::null())
-            .stdout(write.try_clone()?)
-            .stderr(write),
-    )?;
-    drop(cmd);
-    follow(step, File::from(console), running, log, limit)
-}
-
-/// Reads `console` until the end marker, its end, or `limit`; then ends `running`.
-pub(crate) fn follow(
-    step: &Step,
-    mut console: File,
-    running: Running,
     log: &Path,
     limit: Duration,
 ) -> Result<Transcript> {
@@ -241,48 +275,59 @@ pub(crate) fn follow(
         log: log.to_owned(),
         ..Transcript::default()
     };
+    let ((out, out_write), (err, err_write)) = (Lines::pipe()?, Lines::pipe()?);
+    let running = Running::start(cmd.stdin(Stdio::null()).stdout(out_write).stderr(err_write))?;
+    // The command holds the write ends: without this there is no end of file.
+    drop(cmd);
+    let mut streams = [out, err];
     let end = Instant::now() + limit;
-    let mut pending = Vec::new();
-    let mut buffer = [0u8; 16 * 1024];
-    'reading: loop {
+    while !transcript.halted && streams.iter().any(|s| !s.ended) {
+        let ready = ready(&streams, end)?;
+        if ready.is_empty() {
+            transcript.stopped = Some(format!("no end within {}", crate::ui::human(limit)));
+            break;
+        }
+        for i in ready {
+            streams[i].read(|line| transcript.record(step, &mut file, line))?;
+        }
+    }
+    // What was on its way when the end marker came counts too. With the emulator gone, both end.
+    drop(running);
+    for stream in &mut streams {
+        while !stream.ended {
+            stream.read(|line| transcript.record(step, &mut file, line))?;
+        }
+    }
+    Ok(transcript)
+}
+
+/// Which of the streams can be read; none when `end` comes first.
+fn ready(streams: &[Lines], end: Instant) -> Result<Vec<usize>> {
+    let open: Vec<usize> = (0..streams.len()).filter(|i| !streams[*i].ended).collect();
+    loop {
         let left = end.saturating_duration_since(Instant::now());
         let timeout = Timespec {
             tv_sec: left.as_secs().try_into()?,
             tv_nsec: left.subsec_nanos().into(),
         };
-        match poll(
-            &mut [PollFd::new(&console.as_fd(), PollFlags::IN)],
-            Some(&timeout),
-        ) {
-            Ok(0) => {
-                transcript.stopped = Some(format!("no end within {}", crate::ui::human(limit)));
-                break;
+        let mut fds: Vec<PollFd<'_>> = open
+            .iter()
+            .map(|i| PollFd::new(&streams[*i].stream, PollFlags::IN))
+            .collect();
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) => {
+                let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+                return Ok(open
+                    .iter()
+                    .zip(&fds)
+                    .filter(|(_, fd)| is_ready(fd))
+                    .map(|(i, _)| *i)
+                    .collect());
             }
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
+            Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e).context("poll the console"),
         }
-        let n = console.read(&mut buffer)?;
-        if n == 0 {
-            break;
-        }
-        let new = buffer.get(..n).unwrap_or_default();
-        file.write_all(new)?;
-        pending.extend_from_slice(new);
-        while let Some(at) = pending.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = pending.drain(..=at).collect();
-            let line = String::from_utf8_lossy(&line);
-            step.detail(&line);
-            if transcript.take(line.trim_end_matches(['\n', '\r'])) {
-                break 'reading;
-            }
-        }
     }
-    if !pending.is_empty() && !transcript.halted {
-        transcript.take(&String::from_utf8_lossy(&pending));
-    }
-    drop(running);
-    Ok(transcript)
 }
 
 #[cfg(test)]
@@ -291,11 +336,7 @@ mod tests {
 
     fn transcript(text: &str) -> Transcript {
         let mut t = Transcript::default();
-        for line in text.lines() {
-            if t.take(line) {
-                break;
-            }
-        }
+        text.lines().for_each(|l| t.take(l));
         t
     }
 
@@ -349,6 +390,43 @@ mod tests {
             transcript("\u{1b}\r\u{0}ZS-HALT").halted || !transcript("ZS-HALT\r").lines.is_empty()
         );
         assert!(transcript("ZS-HALT\r").halted);
+    }
+
+    #[test]
+    fn two_streams_do_not_cut_each_others_lines() {
+        let log = std::env::temp_dir().join(format!("xtask-streams-{}", std::process::id()));
+        let mut cmd = Command::new("sh");
+        cmd.args(["-c", "printf 'ZS-BEG' >&2; echo 'a kernel line'; echo 'IN a' >&2; echo 'ZS-END a 0' >&2; printf ZS-HALT >&2"]);
+        let t = run(
+            &Step::start("two streams"),
+            cmd,
+            &log,
+            Duration::from_secs(60),
+        )
+        .unwrap();
+        std::fs::remove_file(&log).unwrap();
+        t.check().unwrap();
+        assert_eq!(t.job("a").unwrap().exit, Some(0));
+        assert!(t.lines.iter().any(|l| l == "a kernel line"));
+    }
+
+    #[test]
+    fn a_report_behind_the_end_marker_counts() {
+        let log = std::env::temp_dir().join(format!("xtask-behind-{}", std::process::id()));
+        let mut cmd = Command::new("sh");
+        cmd.args(["-c", "echo ZS-HALT >&2; echo 'BUG: late'"]);
+        let t = run(
+            &Step::start("a late report"),
+            cmd,
+            &log,
+            Duration::from_secs(60),
+        )
+        .unwrap();
+        std::fs::remove_file(&log).unwrap();
+        assert!(t.halted);
+        // It may have been cut off by the end of the process, but not overlooked when it came.
+        let came = t.lines.iter().any(|l| l.contains("BUG:"));
+        assert_eq!(t.check().is_err(), came);
     }
 
     #[test]

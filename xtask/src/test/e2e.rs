@@ -67,11 +67,14 @@ card=$(cat /zs/guest-card)
 echo vfio-pci > /sys/bus/pci/devices/$card/driver_override
 echo $card > /sys/bus/pci/drivers_probe
 test -e /sys/bus/pci/drivers/vfio-pci/$card
+mkfifo /tmp/l2-jobs
+sed 's/^/L2| /' </tmp/l2-jobs &
 qemu-system-x86_64 -L /usr/share/qemu -L /usr/share/seabios -M q35,kernel-irqchip=split,memory-backend=ram \
   -accel kvm -cpu host -m 512M \
   -object memory-backend-memfd,id=ram,size=512M,hugetlb=on,hugetlbsize=2M,share=on \
-  -nodefaults -display none -no-reboot -serial stdio -kernel /l2/vmlinuz -initrd /l2/initrd -append "$(cat /l2/append)" \
-  -device pcie-root-port,id=rp0,chassis=1,slot=1 -device vfio-pci,host=$card,bus=rp0 </dev/null 2>&1 | sed 's/^/L2| /'"#;
+  -nodefaults -display none -no-reboot -serial stdio -serial file:/tmp/l2-jobs -kernel /l2/vmlinuz -initrd /l2/initrd -append "$(cat /l2/append)" \
+  -device pcie-root-port,id=rp0,chassis=1,slot=1 -device vfio-pci,host=$card,bus=rp0 </dev/null 2>&1 | sed 's/^/L2| /'
+wait"#;
 
 /// Boots L1 and, in it, L2.
 pub(crate) fn nested(session: &Session) -> Result<Nested> {
@@ -106,7 +109,7 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
             &l2_image,
         )?;
     let append = run.path().join("l2-append");
-    std::fs::write(&append, command_line(""))?;
+    std::fs::write(&append, command_line("zs.poweroff"))?;
 
     let kvm = match Accelerator::pick()? {
         // QEMU's -cpu max has SVM.
