@@ -5,12 +5,13 @@
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Stdio;
 
 use rustix::process::Signal;
 
 use crate::client::{message, Client, REGION_READ};
 use crate::driver::Driver;
-use crate::server::{zerocard, Server};
+use crate::server::{wait, zerocard, Server};
 
 fn fails(arguments: &[&str], directory: Option<&Path>) -> (Option<i32>, String) {
     let mut command = zerocard();
@@ -18,12 +19,15 @@ fn fails(arguments: &[&str], directory: Option<&Path>) -> (Option<i32>, String) 
     if let Some(directory) = directory {
         command.arg("--dir").arg(directory);
     }
-    let output = command.output().unwrap();
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = wait(&mut child);
+    let output = child.wait_with_output().unwrap();
     assert_eq!(output.stdout, b"", "standard output is for the ready line");
-    (
-        output.status.code(),
-        String::from_utf8(output.stderr).unwrap(),
-    )
+    (status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[test]

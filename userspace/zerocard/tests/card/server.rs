@@ -3,11 +3,13 @@
 //! A zerocard process of a test's own, in a directory of its own.
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal};
 
 /// Generous: it is only ever waited for in full when something is broken.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -41,15 +43,18 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut ready = String::new();
-        stdout.read_line(&mut ready).unwrap();
-        Self {
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        // Owned from here on, so that a failing test leaves no process behind.
+        let ready = String::new();
+        let mut server = Self {
             child,
             stdout,
             ready,
             directory: None,
-        }
+        };
+        assert!(readable(server.stdout.get_ref()), "no ready line");
+        server.stdout.read_line(&mut server.ready).unwrap();
+        server
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -63,14 +68,7 @@ impl Server {
     /// Sends a signal and gives the exit status and what else came on standard output.
     pub(crate) fn end(&mut self, signal: Signal) -> (ExitStatus, String) {
         rustix::process::kill_process(Pid::from_child(&self.child), signal).unwrap();
-        let deadline = Instant::now() + LIMIT;
-        let status = loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < deadline, "the process does not end");
-            std::thread::yield_now();
-        };
+        let status = wait(&mut self.child);
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).unwrap();
         (status, rest)
@@ -92,6 +90,26 @@ impl Server {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid())).unwrap();
         maps.lines().filter(|line| line.contains(name)).count()
     }
+}
+
+/// Waits for a process to end; kills one that does not.
+pub(crate) fn wait(child: &mut Child) -> ExitStatus {
+    let process = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+    let ended = readable(&process);
+    if !ended {
+        child.kill().unwrap();
+    }
+    let status = child.wait().unwrap();
+    assert!(ended, "the process did not end");
+    status
+}
+
+fn readable(fd: &impl AsFd) -> bool {
+    let limit = Timespec {
+        tv_sec: LIMIT.as_secs() as i64,
+        tv_nsec: 0,
+    };
+    rustix::event::poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&limit)) == Ok(1)
 }
 
 impl Drop for Server {
