@@ -453,4 +453,20 @@ pub(crate) mod tests {
         memory.unmap_all();
         assert_eq!(memory.files.count(), 0);
     }
+
+    #[test]
+    fn a_file_opened_for_reading_is_read_only_memory() {
+        use rustix::fs::{Mode, OFlags};
+        use std::os::fd::AsRawFd;
+
+        let file = memfd(0x1000);
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let reader = rustix::fs::open(path, OFlags::RDONLY, Mode::empty()).unwrap();
+        let mut memory = GuestMemory::default();
+        memory.map(request(0, 0x1000, 0), Some(&reader)).unwrap();
+        memory.map(request(0x1000, 0x1000, 0), Some(&file)).unwrap();
+        assert_eq!(reads(&memory, 0, 1), Ok(()));
+        assert_eq!(memory.write(0, &[1]), Err(DmaError::Permission));
+        assert_eq!(memory.write(0x1000, &[1]), Ok(()));
+    }
 }

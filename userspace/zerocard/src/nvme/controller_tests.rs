@@ -367,6 +367,8 @@ fn the_page_size_is_the_one_of_enable_time() {
     rig.set(0x1000, 1);
     rig.bench.memory.read(DATA + 0x800, &mut bytes).unwrap();
     assert_eq!(bytes, [0x53, 0x5a, 0x53, 0x5a]);
+    rig.bench.memory.read(DATA + 0x1000, &mut bytes).unwrap();
+    assert_eq!(bytes, [0xc4, 0x09, 0, 0], "power state 0, at byte 2048");
 }
 
 #[test]
