@@ -51,12 +51,16 @@ mod uapi;
 mod admin_queue;
 #[path = "kernel/card.rs"]
 mod card;
+#[path = "kernel/cause.rs"]
+mod cause;
 #[path = "kernel/chardev.rs"]
 mod chardev;
 #[path = "kernel/controller.rs"]
 mod controller;
 #[path = "kernel/pci.rs"]
 mod pci;
+#[path = "kernel/queue_memory.rs"]
+mod queue_memory;
 #[path = "kernel/registry.rs"]
 mod registry;
 #[path = "kernel/sys/mod.rs"]

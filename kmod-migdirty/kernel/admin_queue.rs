@@ -19,30 +19,30 @@
 //! `slot_freed`.
 
 use crate::{
+    cause::Cause,
     common::{
         irq_lock::{new_irq_spinlock, IrqSpinLock, IrqSpinLockBackend},
         pci_driver::clear_master,
-        wait::{dma_read_barrier, Completion as Waiter},
+        wait::Completion as Waiter,
     },
     controller::{self, Capabilities, QueueAddresses, REGISTERS},
     logic::{
-        ring::{BadHead, CompletionRing, SubmissionRing},
-        slots::{CommandId, SlotTable, UnknownCommand},
+        ring::{CompletionRing, SubmissionRing},
+        slots::{CommandId, SlotTable},
         startup::Failure,
     },
     nvme::{
         command::Command,
-        completion::{phase_of_dword, Completion, PHASE_DWORD},
+        completion::Completion,
         registers::{self, Version},
         status::Status,
     },
+    queue_memory::Memory,
 };
 use core::mem::size_of;
 use kernel::{
     device::{self, Bound},
     devres::Devres,
-    dma::Coherent,
-    dma_read, dma_write, fmt,
     io::Io,
     irq::IrqReturn,
     pci,
@@ -58,36 +58,8 @@ const SLOTS: usize = 32;
 /// queue is just a page then.
 const DEPTH: u16 = 64;
 
-/// Bytes that a command can transfer: one page, so one PRP entry is enough.
-pub(crate) const DATA_SIZE: usize = 4096;
-
-const DATA_WORDS: usize = DATA_SIZE / size_of::<u64>();
-const COMPLETION_DWORDS: usize = Completion::SIZE / size_of::<u32>();
-
 /// How often a waiter looks whether there still is a card, in milliseconds.
 const CHECK_MS: u32 = 1000;
-
-/// What the card reads and writes.
-struct Memory {
-    submission: Coherent<[[u8; Command::SIZE]]>,
-    completion: Coherent<[[u32; COMPLETION_DWORDS]]>,
-    /// One page per slot.
-    data: KVec<Coherent<[u64; DATA_WORDS]>>,
-}
-
-impl Memory {
-    fn new(dev: &device::Device<Bound>) -> Result<Self> {
-        let mut data = KVec::with_capacity(SLOTS, GFP_KERNEL)?;
-        for _ in 0..SLOTS {
-            data.push(Coherent::zeroed(dev, GFP_KERNEL)?, GFP_KERNEL)?;
-        }
-        Ok(Self {
-            submission: Coherent::zeroed_slice(dev, usize::from(DEPTH), GFP_KERNEL)?,
-            completion: Coherent::zeroed_slice(dev, usize::from(DEPTH), GFP_KERNEL)?,
-            data,
-        })
-    }
-}
 
 /// How a command ended that the card completed.
 #[derive(Clone, Copy)]
@@ -109,81 +81,6 @@ impl From<Lost> for Error {
         match lost {
             Lost::Dead => EIO,
             Lost::Stopped => ENODEV,
-        }
-    }
-}
-
-/// Why a card was declared dead.
-enum Cause {
-    Gone,
-    Fatal,
-    UnknownCommand(u16),
-    WrongQueue(u16),
-    BadHead(u16),
-    QueueFull,
-    Unreachable,
-    Deadline {
-        opcode: u8,
-        limit_ms: u32,
-        posted: bool,
-    },
-}
-
-impl From<UnknownCommand> for Cause {
-    fn from(unknown: UnknownCommand) -> Self {
-        Self::UnknownCommand(unknown.raw)
-    }
-}
-
-impl From<BadHead> for Cause {
-    fn from(bad: BadHead) -> Self {
-        Self::BadHead(bad.reported)
-    }
-}
-
-/// Of an access to our own memory that an index does not allow.
-impl From<Error> for Cause {
-    fn from(_: Error) -> Self {
-        Self::Unreachable
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Gone => write!(
-                f,
-                "its registers read all-ones, it was removed or lost power"
-            ),
-            Self::Fatal => write!(f, "it reports a fatal status (CSTS.CFS)"),
-            Self::UnknownCommand(id) => {
-                write!(f, "it completed command {id:#06x}, which it does not have")
-            }
-            Self::WrongQueue(id) => write!(f, "it completed a command of queue {id}"),
-            Self::BadHead(head) => {
-                write!(
-                    f,
-                    "it reported submission queue head {head}, which cannot be"
-                )
-            }
-            Self::QueueFull => write!(f, "it completes commands without fetching them"),
-            Self::Unreachable => write!(f, "its queue or doorbell is out of reach"),
-            Self::Deadline {
-                opcode,
-                limit_ms,
-                posted: false,
-            } => write!(
-                f,
-                "no answer to admin command {opcode:#04x} in {limit_ms} ms"
-            ),
-            Self::Deadline {
-                opcode,
-                limit_ms,
-                posted: true,
-            } => write!(
-                f,
-                "no interrupt for its answer to admin command {opcode:#04x} in {limit_ms} ms"
-            ),
         }
     }
 }
@@ -256,7 +153,7 @@ impl AdminQueue {
         }
         let normal: &pci::Device = pdev;
         // The memory first: what is registered later is released earlier.
-        let memory = Devres::new(pdev.as_ref(), Memory::new(pdev.as_ref())?)?;
+        let memory = Devres::new(pdev.as_ref(), Memory::new(pdev.as_ref(), SLOTS, DEPTH)?)?;
         let bar = bar.into_devres()?;
         Arc::pin_init(
             pin_init!(Self {
@@ -295,8 +192,8 @@ impl AdminQueue {
             bar,
             &self.capabilities,
             QueueAddresses {
-                submission: memory.submission.dma_handle(),
-                completion: memory.completion.dma_handle(),
+                submission: memory.submission_address(),
+                completion: memory.completion_address(),
                 depth: DEPTH,
             },
         )
@@ -352,13 +249,7 @@ impl AdminQueue {
         // The slot is still ours, so nobody else has its page; the card may still be writing to
         // it, then its answer is nonsense and nothing worse.
         let memory = self.memory.try_access().ok_or(ENODEV)?;
-        let page = memory.data.get(claim.id.index()).ok_or(EIO)?;
-        for (index, part) in response.chunks_mut(size_of::<u64>()).enumerate() {
-            let word = dma_read!(page, [try: index]);
-            for (to, from) in part.iter_mut().zip(word.to_ne_bytes()) {
-                *to = from;
-            }
-        }
+        memory.copy_page(claim.id.index(), response)?;
         Ok(reply)
     }
 
@@ -385,13 +276,9 @@ impl AdminQueue {
     fn submit(&self, id: CommandId, mut command: Command) -> Result {
         let memory = self.memory.try_access().ok_or(ENODEV)?;
         let bar = self.bar.try_access().ok_or(ENODEV)?;
-        let page = memory.data.get(id.index()).ok_or(EIO)?;
-        // The card need not write all of it, and the rest is not for this waiter to see.
-        for index in 0..DATA_WORDS {
-            dma_write!(page, [try: index], 0);
-        }
         command.cid = id.raw();
-        command.prp1 = page.dma_handle();
+        // The card need not write all of it, and what it held before is not for this waiter to see.
+        command.prp1 = memory.clear_page(id.index())?;
         let entry = command.to_bytes();
 
         let mut state = self.state.lock();
@@ -404,7 +291,7 @@ impl AdminQueue {
         };
         let tail = u32::from(state.submission.tail());
         let write = || -> Result {
-            dma_write!(memory.submission, [try: usize::from(index)], entry);
+            memory.write_submission(index, entry)?;
             // The doorbell is ordered behind the entry.
             bar.try_write32(tail, self.submission_doorbell)
         };
@@ -522,24 +409,7 @@ impl AdminQueue {
 
     /// The completion at the head, if it is a new one.
     fn peek(memory: &Memory, ring: &CompletionRing) -> Result<Option<Completion>> {
-        const DWORD: usize = PHASE_DWORD / size_of::<u32>();
-
-        let index = usize::from(ring.head());
-        let last = dma_read!(memory.completion, [try: index][try: DWORD]);
-        if !ring.is_new(phase_of_dword(u32::from_le(last))) {
-            return Ok(None);
-        }
-        // The card wrote the rest before the phase; so it must be read after it.
-        dma_read_barrier();
-        let dwords = dma_read!(memory.completion, [try: index]);
-        let mut bytes = [0; Completion::SIZE];
-        for (to, from) in bytes
-            .iter_mut()
-            .zip(dwords.iter().flat_map(|d| d.to_ne_bytes()))
-        {
-            *to = from;
-        }
-        Ok(Some(Completion::from_bytes(&bytes)))
+        memory.completion(ring.head(), |phase| ring.is_new(phase))
     }
 
     /// Declares a live card dead, and lets go of the lock.

@@ -93,7 +93,8 @@ impl Card {
 
 /// Sends Identify Controller and takes the answer apart; `None` when the answer is an error status.
 fn ask(address: Address, queue: &AdminQueue) -> Result<Option<MigdirtyCard>> {
-    let mut page = KBox::new([0u8; identify::SIZE], GFP_KERNEL)?;
+    // Zeroed in place: it is too large for the stack.
+    let mut page = KBox::<[u8; identify::SIZE]>::init(pin_init::init_zeroed(), GFP_KERNEL)?;
     let command = Command::identify(cns::CONTROLLER, 0, 0, 0);
     let reply = queue.execute(
         command,

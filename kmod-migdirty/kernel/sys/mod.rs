@@ -2,7 +2,8 @@
 
 //! The unsafe ground of migdirty.ko that `kmod-common/kernel` does not already cover.
 //!
-//! Nothing here has state. What is public is safe to call; the rest of the module has no `unsafe`.
+//! Nothing here has state. What is public is safe to call; the rest of the module has no `unsafe`
+//! but the word that `global_lock!` wants in `registry.rs`, which [`init_registry`] answers for.
 
 use crate::{
     common::layout::{layout_table, Entry},
