@@ -39,7 +39,6 @@ use crate::{
     },
     queue_memory::Memory,
 };
-use core::mem::size_of;
 use kernel::{
     device::{self, Bound},
     devres::Devres,
@@ -140,17 +139,6 @@ impl AdminQueue {
         capabilities: Capabilities,
     ) -> Result<Arc<Self>> {
         let stride = capabilities.doorbell_stride;
-        let completion_doorbell = registers::completion_head_doorbell(0, stride);
-        let end = completion_doorbell.checked_add(size_of::<u32>());
-        if end.is_none_or(|end| end > bar.maxsize()) {
-            dev_err!(
-                pdev,
-                "BAR0 has {} bytes, too few for doorbells with stride {}: not a controller for us\n",
-                bar.maxsize(),
-                stride,
-            );
-            return Err(ENODEV);
-        }
         let normal: &pci::Device = pdev;
         // The memory first: what is registered later is released earlier.
         let memory = Devres::new(pdev.as_ref(), Memory::new(pdev.as_ref(), SLOTS, DEPTH)?)?;
@@ -160,7 +148,7 @@ impl AdminQueue {
                 pdev: normal.into(),
                 capabilities,
                 submission_doorbell: registers::submission_tail_doorbell(0, stride),
-                completion_doorbell,
+                completion_doorbell: registers::completion_head_doorbell(0, stride),
                 bar,
                 memory,
                 state <- new_irq_spinlock!(

@@ -40,6 +40,8 @@ pub(crate) enum Refusal {
     Gone,
     /// Its smallest memory page is larger than ours, 2^(12 + n) bytes.
     PageTooLarge(u8),
+    /// BAR0, of so many bytes, ends before the admin queue's doorbells.
+    BarTooSmall(usize),
 }
 
 impl Capabilities {
@@ -54,6 +56,12 @@ impl Capabilities {
         }
         if cap.mpsmin() != 0 {
             return Err(Refusal::PageTooLarge(cap.mpsmin()));
+        }
+        // The completion doorbell is the second of the pair.
+        let end = registers::completion_head_doorbell(0, cap.dstrd())
+            .saturating_add(core::mem::size_of::<u32>());
+        if bar.maxsize() < end {
+            return Err(Refusal::BarTooSmall(bar.maxsize()));
         }
         // CAP.TO holds 127.5 s at most; what takes longer stands in CRTO (Base 2.1, 3.1.4.21). The
         // unit of all three is 500 ms.

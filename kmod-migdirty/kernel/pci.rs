@@ -142,6 +142,12 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Binding<'bound>>
                 "controller wants memory pages of 2^{} bytes, this driver has 2^12 only\n",
                 u32::from(shift).saturating_add(12),
             ),
+            Refusal::BarTooSmall(size) => dev_err!(
+                pdev,
+                "BAR0 has {} bytes, too few for the doorbells that the registers announce: not a \
+                 controller for this driver\n",
+                size,
+            ),
         }
         ENODEV
     })?;
