@@ -80,7 +80,10 @@ struct Migdirty {
 impl kernel::InPlaceModule for Migdirty {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            _: { common::layout::check(sys::LAYOUT)? },
+            _: {
+                common::layout::check(sys::LAYOUT)?;
+                card::check_parameters()?;
+            },
             registry: sys::init_registry(),
             driver <- driver::Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
             device <- common::misc_device::Registration::new(module),

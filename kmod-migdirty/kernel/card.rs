@@ -91,16 +91,26 @@ impl Card {
     }
 }
 
+/// The time limit for a command, in milliseconds.
+fn command_timeout_ms() -> u32 {
+    *crate::module_parameters::command_timeout_ms.value()
+}
+
+/// Refuses module parameters that no card could live with.
+pub(crate) fn check_parameters() -> Result {
+    if command_timeout_ms() == 0 {
+        pr_err!("command_timeout_ms=0 gives cards no time at all; leave it out for 30000\n");
+        return Err(EINVAL);
+    }
+    Ok(())
+}
+
 /// Sends Identify Controller and takes the answer apart; `None` when the answer is an error status.
 fn ask(address: Address, queue: &AdminQueue) -> Result<Option<MigdirtyCard>> {
     // Zeroed in place: it is too large for the stack.
     let mut page = KBox::<[u8; identify::SIZE]>::init(pin_init::init_zeroed(), GFP_KERNEL)?;
     let command = Command::identify(cns::CONTROLLER, 0, 0, 0);
-    let reply = queue.execute(
-        command,
-        &mut page[..],
-        *crate::module_parameters::command_timeout_ms.value(),
-    )?;
+    let reply = queue.execute(command, &mut page[..], command_timeout_ms())?;
     if !reply.status.is_success() {
         queue.report_status("Identify Controller", reply.status);
         return Ok(None);
