@@ -7,6 +7,7 @@
 //! process it started, even when we are killed. It is written only while it is made.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -58,6 +59,9 @@ pub(crate) struct Facts {
     pub(crate) release: String,
     /// Package that the stock kernel image comes from.
     pub(crate) image_package: String,
+    /// Hash over every installed package and its version.
+    #[serde(default)]
+    pub(crate) packages: String,
 }
 
 /// A build root that is ready for use.
@@ -104,7 +108,7 @@ impl BuildRoot {
             ("backports", recipe.backports.join(" ").as_bytes()),
             ("series", recipe.series.join(" ").as_bytes()),
             ("packages", packages.as_bytes()),
-            ("recipe", b"1".as_slice()),
+            ("recipe", b"2".as_slice()),
         ]);
         if cache.find("root", &key).is_none() {
             machine::check_for_setup(cache.dir())?;
@@ -112,20 +116,20 @@ impl BuildRoot {
         let dir = cache.artefact("root", &key, Leftover::Remove, |dir| {
             make(cache, &recipe, mirror, dir)
         })?;
-        Self::at(cache, repo, dir, key.as_str())
+        Self::at(cache, repo, dir)
     }
 
-    fn at(cache: &Cache, repo: &Path, dir: PathBuf, id: &str) -> Result<Self> {
+    fn at(cache: &Cache, repo: &Path, dir: PathBuf) -> Result<Self> {
         let path = dir.join(FACTS);
         let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        let facts =
+        let facts: Facts =
             serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
         Ok(Self {
             dir,
             repo: repo.to_owned(),
             cache: cache.dir().to_owned(),
+            id: facts.packages.clone(),
             facts,
-            id: id.to_owned(),
         })
     }
 
@@ -196,6 +200,7 @@ fn make(cache: &Cache, recipe: &Recipe, mirror: Option<&str>, dir: &Path) -> Res
         "--skip=check/empty",
     ]);
     base.arg("--aptopt=APT::Install-Recommends \"false\"");
+    base.args(machine::proxies().iter().map(|p| format!("--aptopt={p}")));
     base.arg("--include=ca-certificates");
     base.arg(&recipe.suite).arg(dir);
     base.args(
@@ -217,7 +222,8 @@ fn make(cache: &Cache, recipe: &Recipe, mirror: Option<&str>, dir: &Path) -> Res
     );
     fs::write(dir.join("etc/apt/preferences.d/zeroshift"), preferences)?;
     let mut update = inside("apt-get");
-    update.arg("update");
+    // Without this, an index that cannot be fetched is no error.
+    update.args(["update", "-eany"]);
     command::run(
         "reading the package index",
         &cache.log("root-index"),
@@ -227,10 +233,11 @@ fn make(cache: &Cache, recipe: &Recipe, mirror: Option<&str>, dir: &Path) -> Res
     let mut names = inside("apt-cache");
     names.args(["pkgnames", "linux-"]);
     let names = command::output(names)?;
-    let facts = choose_kernel(&recipe.series, &names)?;
+    let mut facts = choose_kernel(&recipe.series, &names)?;
 
     // Downloads live outside the root, so that a run that was interrupted does not fetch them twice.
     let packages = cache.dir().join("packages");
+    fs::create_dir_all(packages.join("partial"))?;
     let mut install = enter(dir, Path::new("/"), &[&packages], Network::Host, "apt-get");
     install.args(["install", "-y", "--no-install-recommends"]);
     install.arg(format!("-oDir::Cache::archives={}", packages.display()));
@@ -247,6 +254,11 @@ fn make(cache: &Cache, recipe: &Recipe, mirror: Option<&str>, dir: &Path) -> Res
         &cache.log("root-packages"),
         install,
     )?;
+    let status = fs::read(dir.join("var/lib/dpkg/status"))?;
+    facts.packages = Key::of([("status", status.as_slice())]).as_str().to_owned();
+    // It has setuid programs that nobody will ever update.
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    fs::remove_dir_all(&packages).ok();
     fs::write(dir.join(FACTS), serde_json::to_string_pretty(&facts)?)?;
     Ok(())
 }
@@ -277,6 +289,7 @@ fn choose_kernel(series: &[String], package_names: &str) -> Result<Facts> {
                 series: s.clone(),
                 release: release.to_owned(),
                 image_package: image,
+                packages: String::new(),
             });
         }
     }

@@ -116,19 +116,56 @@ pub(crate) fn gib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1u32 << 30)
 }
 
+/// The proxies of this machine, as apt configuration: apt's own, and those of the environment.
+pub(crate) fn proxies() -> Vec<String> {
+    let mut dump = command::command("apt-config");
+    dump.arg("dump");
+    let mut found = parse_proxies(&command::output(dump).unwrap_or_default());
+    for scheme in ["http", "https"] {
+        let set = found
+            .iter()
+            .any(|p| p.starts_with(&format!("Acquire::{scheme}::Proxy ")));
+        if let (false, Ok(url)) = (set, std::env::var(format!("{scheme}_proxy"))) {
+            found.push(format!("Acquire::{scheme}::Proxy \"{url}\";"));
+        }
+    }
+    found
+}
+
+fn parse_proxies(apt_config: &str) -> Vec<String> {
+    let proxy = |l: &&str| {
+        ["Acquire::http::Proxy ", "Acquire::https::Proxy "]
+            .iter()
+            .any(|p| l.starts_with(p))
+    };
+    apt_config
+        .lines()
+        .filter(proxy)
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Debian's mirror as this machine's own apt knows it.
 pub(crate) fn mirror() -> Result<String> {
-    let mut apt = command::command("apt-get");
-    apt.args([
-        "indextargets",
-        "--format",
-        "$(ORIGIN)|$(LABEL)|$(REPO_URI)",
-        "Created-By: Packages",
-    ]);
-    let targets = command::output(apt).unwrap_or_default();
-    parse_mirror(&targets).with_context(|| {
-        "this machine's apt configuration names no Debian mirror\n=> name one: cargo xtask setup --mirror URI (and install debian-archive-keyring, \
-         whose keys check what comes from it)"
+    let ask = || {
+        let mut apt = command::command("apt-get");
+        let format = "$(ORIGIN)|$(LABEL)|$(REPO_URI)";
+        apt.args(["indextargets", "--format", format, "Created-By: Packages"]);
+        parse_mirror(&command::output(apt).unwrap_or_default())
+    };
+    if let Some(mirror) = ask() {
+        return Ok(mirror);
+    }
+    // A container's image has no index until the first update.
+    let mut update = command::command("apt-get");
+    command::output({
+        update.arg("update");
+        update
+    })
+    .ok();
+    ask().with_context(|| {
+        "this machine's apt configuration names no Debian mirror that answers\n=> check the network; or name one: \
+         cargo xtask setup --mirror URI (and install debian-archive-keyring, whose keys check what comes from it)"
     })
 }
 
@@ -146,17 +183,24 @@ pub(crate) fn need_program(name: &str, package: &str, log: &Path) -> Result<()> 
     if find_program(name) {
         return Ok(());
     }
-    let install = |title: &str| {
-        let mut apt = command::command("apt-get");
-        apt.env("DEBIAN_FRONTEND", "noninteractive");
-        apt.args(["install", "-y", "--no-install-recommends", package]);
-        command::run(title, log, apt)
-    };
     let mut update = command::command("apt-get");
     update.arg("update");
     // A third-party source that fails must not stop us: what counts is whether the package can be installed.
-    command::run("reading the package index of this machine", log, update).ok();
-    install(&format!("installing {package} on this machine"))
+    let updated = command::run("reading the package index of this machine", log, update);
+    let mut apt = command::command("apt-get");
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    apt.args([
+        "-oDPkg::Lock::Timeout=300",
+        "install",
+        "-y",
+        "--no-install-recommends",
+        package,
+    ]);
+    let installed = command::run(&format!("installing {package} on this machine"), log, apt);
+    match (installed, updated) {
+        (Err(install), Err(update)) => Err(install.context(update)),
+        (installed, _) => installed,
+    }
 }
 
 /// Whether `name` is on the PATH (or in the folders of root's).
@@ -165,6 +209,13 @@ pub(crate) fn find_program(name: &str) -> bool {
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin"].map(Into::into))
         .any(|d| d.join(name).is_file())
+}
+
+/// Whether QEMU can use KVM: the processor's flag, and a device that opens.
+pub(crate) fn has_kvm() -> bool {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let device = fs::File::options().read(true).write(true).open("/dev/kvm");
+    has_hardware_virtualization(&cpuinfo) && device.is_ok()
 }
 
 /// Whether this processor can run guests with `/dev/kvm` (vmx or svm; the device file alone says nothing).
@@ -193,6 +244,15 @@ mod tests {
         let targets = "Debian|Debian-Security|http://b/\nOther|Debian|http://c/\nDebian|Debian|http://a/debian/\n";
         assert_eq!(parse_mirror(targets).as_deref(), Some("http://a/debian/"));
         assert_eq!(parse_mirror("Node Source|Node Source|https://n/\n"), None);
+    }
+
+    #[test]
+    fn proxies_of_apt_are_carried_over() {
+        let dump = "APT \"\";\nAcquire::http::Proxy \"http://p:3128\";\nAcquire::http::Proxy::h \"DIRECT\";\n";
+        assert_eq!(
+            parse_proxies(dump),
+            ["Acquire::http::Proxy \"http://p:3128\";"]
+        );
     }
 
     #[test]

@@ -45,14 +45,17 @@ pub(crate) fn rebuild(
     }
     let source = source::unpack(cache, root)?;
     let version = source::version(&source)?;
-    if !release.starts_with(&version) {
+    if !is_of_version(release, &version) {
         bail!(
-            "kernel {release} is not of version {version}, whose source is at hand\n=> install the newest kernel of that series, or build \
-             against a tree that has its Rust metadata"
+            "kernel {release} is not of version {version}, whose source is at hand\n=> install the newest kernel of \
+             that series (if that is what it is: cargo xtask clean, and set up again), or build against a tree that \
+             has its Rust metadata"
         );
     }
     let key = Key::of([
         ("root", root.id.as_bytes()),
+        // Build trees contain their own path and that of the source.
+        ("cache", cache.dir().as_os_str().as_encoded_bytes()),
         ("version", version.as_bytes()),
         ("release", release.as_bytes()),
         ("config", &config),
@@ -113,6 +116,12 @@ pub(crate) fn rebuild(
         Ok(fs::write(dir.join("Module.symvers"), &symvers)?)
     })?;
     Ok(Tree::own(dir, release, llvm, key.as_str()))
+}
+
+/// Whether `7.2.12+deb13-amd64` is of version 7.2.12; it is not of 7.2.1.
+fn is_of_version(release: &str, version: &str) -> bool {
+    let rest = release.strip_prefix(version);
+    rest.is_some_and(|r| !r.starts_with(|c: char| c.is_ascii_digit() || c == '.'))
 }
 
 /// The compilers that a configuration was made with.
@@ -203,6 +212,12 @@ mod tests {
             err.contains("_Rb2") && err.contains("1 of 2") && err.contains("rustc 1.85.1"),
             "{err}"
         );
+    }
+
+    #[test]
+    fn a_version_is_no_mere_prefix() {
+        assert!(is_of_version("7.2.12+deb13-amd64", "7.2.12") && is_of_version("7.2.12", "7.2.12"));
+        assert!(!is_of_version("7.2.12+deb13-amd64", "7.2.1") && !is_of_version("7.2.1", "7.2.12"));
     }
 
     #[test]

@@ -98,6 +98,8 @@ impl Kernel {
         let key = Key::of([
             ("root", root.id.as_bytes()),
             ("release", root.facts.release.as_bytes()),
+            // Build trees contain their own path and that of the source.
+            ("cache", cache.dir().as_os_str().as_encoded_bytes()),
             ("fragment", fragment.as_bytes()),
             ("llvm", &[u8::from(llvm)]),
             ("recipe", b"1".as_slice()),
