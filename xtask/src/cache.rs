@@ -7,6 +7,9 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{bail, Context as _, Result};
 use rustix::fs::FlockOperation;
@@ -27,7 +30,27 @@ pub(crate) enum Leftover {
 #[derive(Clone, Debug)]
 pub(crate) struct Cache {
     dir: PathBuf,
+    /// Logs of this run.
+    logs: PathBuf,
+    /// Held shared as long as a run works in the folder.
+    in_use: Arc<File>,
 }
+
+/// How many runs' logs are kept.
+const RUNS_LOGGED: usize = 20;
+
+/// What stands in the folder and is ours to remove.
+const KINDS: [&str; 9] = [
+    "root-",
+    "source-",
+    "metadata-",
+    "kernel-",
+    "layer-",
+    "modules-",
+    "packages",
+    "logs",
+    "run",
+];
 
 impl Cache {
     /// The folder of this user: `ZEROSHIFT_CACHE`, else below the user's cache directory.
@@ -59,8 +82,24 @@ impl Cache {
         for sub in ["locks", "logs", "packages/partial", "run"] {
             fs::create_dir_all(dir.join(sub)).with_context(make)?;
         }
+        let dir = dir.canonicalize().with_context(make)?;
+        let in_use = File::create(dir.join("locks/in-use"))?;
+        match rustix::fs::flock(&in_use, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => bail!(
+                "the cache folder {} is just being cleaned\n=> run the same command again",
+                dir.display()
+            ),
+            Err(e) => return Err(e).with_context(|| format!("lock {}", dir.display())),
+        }
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        let logs = dir
+            .join("logs")
+            .join(format!("{:012}-{}", since.as_secs(), std::process::id()));
         Ok(Self {
-            dir: dir.canonicalize().with_context(make)?,
+            dir,
+            logs,
+            in_use: Arc::new(in_use),
         })
     }
 
@@ -69,9 +108,30 @@ impl Cache {
         &self.dir
     }
 
-    /// Where the output of the step `name` goes.
+    /// Where the output of the step `name` goes. Each run has a folder of its own.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
-        self.dir.join("logs").join(format!("{name}.log"))
+        if !self.logs.is_dir() {
+            self.sweep_logs();
+            fs::create_dir_all(&self.logs).ok();
+        }
+        self.logs.join(format!("{name}.log"))
+    }
+
+    /// Keeps the newest runs' logs: their folders' names sort by time.
+    fn sweep_logs(&self) {
+        let Ok(entries) = fs::read_dir(self.dir.join("logs")) else {
+            return;
+        };
+        let mut runs: Vec<PathBuf> = entries
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.is_dir())
+            .collect();
+        runs.sort();
+        let old = runs.len().saturating_sub(RUNS_LOGGED);
+        for run in runs.iter().take(old) {
+            fs::remove_dir_all(run).ok();
+        }
     }
 
     /// Where the artefact lives, finished or not.
@@ -106,6 +166,8 @@ impl Cache {
         }
         fs::create_dir_all(&path)?;
         make(&path)?;
+        // What is inside must be on the disk before the mark that says so.
+        rustix::fs::syncfs(File::open(&path)?)?;
         File::create(path.join(".complete"))?.sync_all()?;
         Ok(path)
     }
@@ -126,49 +188,58 @@ impl Cache {
         }
     }
 
-    /// A private folder for sockets and consoles of one run, removed when dropped. Folders whose owner is
-    /// gone (it was killed) are removed on the way.
+    /// A private folder for sockets and images of one run, removed when dropped. Folders whose owner is
+    /// gone (it was killed) are removed on the way: nobody holds their lock.
     pub(crate) fn run_dir(&self, name: &str) -> Result<RunDir> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let run = self.dir.join("run");
+        let _making = self.lock("run")?;
         for entry in fs::read_dir(&run)?.flatten() {
-            let file_name = entry.file_name();
-            let owner = file_name
-                .to_str()
-                .and_then(|n| n.split('-').next())
-                .and_then(|p| p.parse::<u32>().ok());
-            if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let abandoned = match File::open(entry.path().join(OWNER)) {
+                Ok(owner) => {
+                    rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive).is_ok()
+                }
+                Err(_) => true,
+            };
+            if abandoned {
                 fs::remove_dir_all(entry.path()).ok();
             }
         }
-        let dir = run.join(format!("{}-{name}", std::process::id()));
-        fs::create_dir_all(&dir)?;
-        // sun_path holds 108 bytes with the final zero.
-        if dir.as_os_str().len() + "/admin.sock".len() >= 108 {
-            bail!(
-                "{} is too long for a unix socket: set ZEROSHIFT_CACHE to a shorter path",
-                dir.display()
-            );
-        }
-        Ok(RunDir(dir))
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let dir = run.join(format!("{}-{number}-{name}", std::process::id()));
+        fs::create_dir(&dir).with_context(|| format!("make {}", dir.display()))?;
+        let owner = File::create(dir.join(OWNER))?;
+        rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(RunDir { dir, _owner: owner })
     }
 
-    /// Removes the whole folder; refused while a run works in it.
+    /// Removes everything that is ours; refused while another run works in the folder.
     pub(crate) fn clean(&self) -> Result<()> {
-        for entry in fs::read_dir(self.dir.join("locks"))?.flatten() {
-            let file = File::open(entry.path())?;
-            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-                bail!(
-                    "another run works on {}: let it end, then clean",
-                    entry.file_name().to_string_lossy()
-                );
+        // Ours becomes exclusive: nobody else's is left, and nobody can come until we are done.
+        if rustix::fs::flock(&*self.in_use, FlockOperation::NonBlockingLockExclusive).is_err() {
+            bail!(
+                "another run works in {}\n=> let it end, then clean",
+                self.dir.display()
+            );
+        }
+        let step = Step::start(format!("cleaning {}", self.dir.display()));
+        for entry in fs::read_dir(&self.dir)?.flatten() {
+            let name = entry.file_name();
+            let ours = name
+                .to_str()
+                .is_some_and(|n| KINDS.iter().any(|k| n.starts_with(k)));
+            if ours && entry.path().is_dir() {
+                step.detail(&name.to_string_lossy());
+                remove_tree(&entry.path())?;
             }
         }
-        let step = Step::start(format!("removing {}", self.dir.display()));
-        remove_tree(&self.dir)?;
         step.done();
         Ok(())
     }
 }
+
+/// Locked by the owner of a run's folder.
+const OWNER: &str = ".owner";
 
 /// Removes a folder, unless something is mounted in it: that would be emptied as well.
 fn remove_tree(path: &Path) -> Result<()> {
@@ -190,18 +261,21 @@ fn mounts_below<'a>(mountinfo: &'a str, path: &'a Path) -> impl Iterator<Item = 
 }
 
 /// See [`Cache::run_dir`].
-pub(crate) struct RunDir(PathBuf);
+pub(crate) struct RunDir {
+    dir: PathBuf,
+    _owner: File,
+}
 
 impl RunDir {
     /// The folder.
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.dir
     }
 }
 
 impl Drop for RunDir {
     fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
+        fs::remove_dir_all(&self.dir).ok();
     }
 }
 
@@ -244,6 +318,10 @@ mod tests {
         Cache::at(&dir).unwrap()
     }
 
+    fn remove(cache: &Cache) {
+        fs::remove_dir_all(cache.dir()).unwrap();
+    }
+
     #[test]
     fn key_depends_on_every_input_and_on_their_borders() {
         let key = |a: &str, b: &str| Key::of([("a", a.as_bytes()), ("b", b.as_bytes())]);
@@ -272,7 +350,7 @@ mod tests {
         cache
             .artefact("thing", &key, Leftover::Remove, |_| panic!("made twice"))
             .unwrap();
-        cache.clean().unwrap();
+        remove(&cache);
     }
 
     #[test]
@@ -291,17 +369,33 @@ mod tests {
             }
         });
         assert_eq!(made.into_inner(), 1);
-        cache.clean().unwrap();
+        remove(&cache);
     }
 
     #[test]
-    fn clean_refuses_while_something_is_being_made() {
+    fn clean_refuses_while_another_run_works_and_removes_only_what_is_ours() {
         let cache = scratch("clean");
-        let lock = cache.lock("thing").unwrap();
-        assert!(cache.clean().unwrap_err().to_string().contains("thing"));
-        drop(lock);
+        let key = Key::of([("x", b"1".as_slice())]);
+        cache
+            .artefact("kernel-test", &key, Leftover::Remove, |_| Ok(()))
+            .unwrap();
+        fs::write(cache.dir().join("somebody's"), "").unwrap();
+        fs::create_dir(cache.dir().join("photos")).unwrap();
+        let other = Cache::at(cache.dir()).unwrap();
+        assert!(cache
+            .clean()
+            .unwrap_err()
+            .to_string()
+            .contains("another run"));
+        drop(other);
         cache.clean().unwrap();
-        assert!(!cache.dir().exists());
+        assert!(cache.find("kernel-test", &key).is_none());
+        assert!(cache.dir().join("somebody's").exists() && cache.dir().join("photos").exists());
+        assert!(
+            Cache::at(cache.dir()).is_err(),
+            "nobody may come in while it is cleaned"
+        );
+        remove(&cache);
     }
 
     #[test]
@@ -315,16 +409,31 @@ mod tests {
     }
 
     #[test]
-    fn folders_of_dead_runs_are_swept() {
+    fn folders_of_dead_runs_are_swept_and_those_of_live_ones_are_not() {
         let cache = scratch("sweep");
-        // Larger than any pid that Linux gives out (PID_MAX_LIMIT is 2^22).
-        let dead = cache.dir().join("run/4194305-old");
+        let dead = cache.dir().join("run/1-0-killed");
         fs::create_dir_all(&dead).unwrap();
-        let run = cache.run_dir("new").unwrap();
-        assert!(!dead.exists() && run.path().exists());
-        let path = run.path().to_owned();
-        drop(run);
-        assert!(!path.exists());
-        cache.clean().unwrap();
+        fs::write(dead.join(OWNER), "").unwrap();
+        let first = cache.run_dir("a").unwrap();
+        let second = cache.run_dir("a").unwrap();
+        assert!(!dead.exists() && first.path().exists() && first.path() != second.path());
+        let path = first.path().to_owned();
+        drop(first);
+        assert!(!path.exists() && second.path().exists());
+        drop(second);
+        remove(&cache);
+    }
+
+    #[test]
+    fn logs_of_the_newest_runs_are_kept() {
+        let cache = scratch("logs");
+        for i in 0..RUNS_LOGGED + 5 {
+            fs::create_dir_all(cache.dir().join(format!("logs/{i:012}-1"))).unwrap();
+        }
+        let log = cache.log("x");
+        assert!(log.parent().unwrap().is_dir());
+        assert!(!cache.dir().join("logs/000000000004-1").exists());
+        assert!(cache.dir().join("logs/000000000005-1").exists());
+        remove(&cache);
     }
 }

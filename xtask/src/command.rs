@@ -5,10 +5,11 @@
 //!
 //! Every child dies with us, however we die: `setpriv --pdeathsig KILL` asks the kernel for it.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{bail, Context as _, Result};
 
@@ -17,30 +18,65 @@ use crate::ui::Step;
 /// A command that the kernel kills when the thread that starts it is gone.
 pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut c = Command::new("setpriv");
+    // A user's PATH, which sudo -E hands over, has no sbin; chroot and dpkg's helpers live there.
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
+    c.env("PATH", path);
     c.args(["--pdeathsig", "KILL", "--"]).arg(program);
     c
 }
 
 /// Runs `cmd` to its end as one step; all of its output goes to `log`.
-pub(crate) fn run(title: &str, log: &Path, mut cmd: Command) -> Result<()> {
+pub(crate) fn run(title: &str, log: &Path, cmd: Command) -> Result<()> {
+    run_and_read(title, log, cmd).map(drop)
+}
+
+/// The same, and gives back the output.
+pub(crate) fn run_and_read(title: &str, log: &Path, mut cmd: Command) -> Result<String> {
     let step = Step::start(title);
-    let status = capture(&step, log, &mut cmd)?;
+    let (status, text) = capture(&step, log, &mut cmd)?;
     if status.success() {
         step.done();
-        return Ok(());
+        return Ok(text);
     }
-    let text = fs::read(log)
-        .map(|b| String::from_utf8_lossy(&b).into_owned())
-        .unwrap_or_default();
     drop(step);
-    bail!(
-        "{title}: {status}\n{}\n(all of it: {}){}",
-        tail(&text, 25),
-        log.display(),
-        advice(&text)
-            .map(|a| format!("\n=> {a}"))
-            .unwrap_or_default()
-    )
+    Err(Failed {
+        title: title.to_owned(),
+        status,
+        text,
+        log: log.to_owned(),
+    }
+    .into())
+}
+
+/// A step whose program failed.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    title: String,
+    status: ExitStatus,
+    /// All of its output.
+    pub(crate) text: String,
+    log: PathBuf,
+}
+
+impl std::error::Error for Failed {}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            title,
+            status,
+            text,
+            log,
+        } = self;
+        write!(
+            f,
+            "{title}: {status}\n{}\n(all of it: {})",
+            tail(text, 25),
+            log.display()
+        )?;
+        advice(text).map_or(Ok(()), |a| write!(f, "\n=> {a}"))
+    }
 }
 
 /// Runs `cmd` and gives back what it wrote to standard output.
@@ -56,7 +92,7 @@ pub(crate) fn output(mut cmd: Command) -> Result<String> {
     String::from_utf8(out.stdout).with_context(|| format!("output of {cmd:?}"))
 }
 
-fn capture(step: &Step, log: &Path, cmd: &mut Command) -> Result<std::process::ExitStatus> {
+fn capture(step: &Step, log: &Path, cmd: &mut Command) -> Result<(ExitStatus, String)> {
     if let Some(dir) = log.parent() {
         fs::create_dir_all(dir)?;
     }
@@ -73,6 +109,7 @@ fn capture(step: &Step, log: &Path, cmd: &mut Command) -> Result<std::process::E
     cmd.stdout(Stdio::null()).stderr(Stdio::null());
     let mut reader = BufReader::new(File::from(read));
     let mut line = Vec::new();
+    let mut text = String::new();
     loop {
         line.clear();
         if reader
@@ -85,9 +122,11 @@ fn capture(step: &Step, log: &Path, cmd: &mut Command) -> Result<std::process::E
         }
         file.write_all(&line)
             .with_context(|| format!("write {}", log.display()))?;
-        step.detail(&String::from_utf8_lossy(&line));
+        let line = String::from_utf8_lossy(&line);
+        step.detail(&line);
+        text += &line;
     }
-    Ok(child.wait()?)
+    Ok((child.wait()?, text))
 }
 
 /// The last `n` lines of `text`, indented.
@@ -102,7 +141,7 @@ pub(crate) fn tail(text: &str, n: usize) -> String {
 }
 
 /// What to do about a failure that others have had before.
-fn advice(log: &str) -> Option<&'static str> {
+pub(crate) fn advice(log: &str) -> Option<&'static str> {
     const KNOWN: [(&str, &str); 8] = [
         ("No space left on device", "the disk is full: free some space, or point ZEROSHIFT_CACHE at a larger disk, and run the same command again"),
         ("Temporary failure resolving", "no network (names do not resolve): connect the machine, or set a proxy in apt's configuration, and run the same command again"),

@@ -58,13 +58,19 @@ impl Report {
 pub(crate) fn parse(lines: &[String], exit: Option<i32>) -> Report {
     let mut report = Report::default();
     let mut planned = None;
+    let mut disorder = None;
     for line in lines.iter().map(|l| l.trim()) {
-        if let Some(n) = line
-            .strip_prefix("1..")
-            .and_then(|n| n.split_whitespace().next())
-            .and_then(|n| n.parse::<usize>().ok())
-        {
+        if let Some(plan) = line.strip_prefix("1..") {
+            let (number, directive) = split_directive(plan);
+            let Ok(n) = number.parse::<usize>() else {
+                continue;
+            };
             planned = Some(n);
+            if let (0, Some(why)) = (n, skip(directive)) {
+                report
+                    .results
+                    .push(("all of it".to_owned(), Outcome::Skipped(why)));
+            }
             continue;
         }
         let (ok, rest) = match (line.strip_prefix("ok "), line.strip_prefix("not ok ")) {
@@ -72,37 +78,61 @@ pub(crate) fn parse(lines: &[String], exit: Option<i32>) -> Report {
             (_, Some(rest)) => (false, rest),
             _ => continue,
         };
-        let Some((number, rest)) = rest
-            .split_once(' ')
-            .or(Some((rest, "")))
-            .filter(|(n, _)| n.parse::<usize>().is_ok())
-        else {
+        let (test, directive) = split_directive(rest);
+        let (number, name) = test.split_once(' ').unwrap_or((test, ""));
+        let Ok(number) = number.parse::<usize>() else {
             continue;
         };
-        let rest = rest.trim_start_matches("- ");
-        let (name, directive) = rest.split_once(" # ").unwrap_or((rest, ""));
-        let outcome = match directive.strip_prefix("SKIP") {
-            Some(why) => Outcome::Skipped(why.trim().to_owned()),
-            None if ok => Outcome::Passed,
-            None => Outcome::Failed,
+        if number != report.results.len() + 1 {
+            disorder = Some(format!(
+                "test {number} came after {} results",
+                report.results.len()
+            ));
+        }
+        let outcome = match (ok, skip(directive)) {
+            (false, _) => Outcome::Failed,
+            (true, Some(why)) => Outcome::Skipped(why),
+            (true, None) => Outcome::Passed,
         };
-        let name = if name.is_empty() { number } else { name };
-        report.results.push((name.to_owned(), outcome));
+        let name = name.trim_start_matches("- ").trim();
+        let name = if name.is_empty() {
+            number.to_string()
+        } else {
+            name.to_owned()
+        };
+        report.results.push((name, outcome));
     }
+    let reported = report.results.len();
     let failed = report.results.iter().any(|(_, o)| *o == Outcome::Failed);
     report.broken = match (planned, exit) {
         (_, None) => Some("the program never ended".to_owned()),
         (None, Some(code)) => Some(format!("no plan (1..N) was printed; exit code {code}")),
-        (Some(n), _) if n != report.results.len() => Some(format!(
-            "{n} tests were planned, {} reported",
-            report.results.len()
-        )),
+        (Some(_), Some(code)) if reported == 0 => {
+            Some(format!("it reported no test at all; exit code {code}"))
+        }
+        (Some(n), _) if n != reported && n != 0 => {
+            Some(format!("{n} tests were planned, {reported} reported"))
+        }
         (_, Some(code)) if code != 0 && code != 4 && !failed => {
             Some(format!("exit code {code} although no test failed"))
         }
-        _ => None,
+        (_, Some(0)) if failed => Some("exit code 0 although a test failed".to_owned()),
+        _ => disorder,
     };
     report
+}
+
+/// The text before `#`, and what follows it.
+fn split_directive(text: &str) -> (&str, &str) {
+    let (before, after) = text.split_once('#').unwrap_or((text, ""));
+    (before.trim(), after.trim())
+}
+
+/// The reason of a SKIP directive.
+fn skip(directive: &str) -> Option<String> {
+    let word = directive.get(..4)?;
+    word.eq_ignore_ascii_case("skip")
+        .then(|| directive.get(4..).unwrap_or("").trim().to_owned())
 }
 
 /// Adds up the `test result:` lines of `cargo test`.
@@ -159,12 +189,38 @@ mod tests {
             ("1..1\nok 1 a\n", Some(139)),
             ("1..1\nok 1 a\n", None),
             ("", Some(0)),
+            ("1..0\n", Some(0)),
+            ("1..2\nok 1 a\nok 1 a\n", Some(0)),
+            ("1..1\nok 2 b\n", Some(0)),
+            ("1..1\nnot ok 1 a # SKIP no excuse\n", Some(1)),
         ] {
             assert_eq!(
                 parse(&lines(text), exit).counts().failed,
                 1,
                 "{text:?} {exit:?}"
             );
+        }
+    }
+
+    #[test]
+    fn every_form_of_a_skip_is_one() {
+        for text in [
+            "1..1\nok 1 # SKIP why\n",
+            "1..1\nok 1 a # skip why\n",
+            "1..1\nok 1 a #SKIP why",
+            "1..0 # SKIP why",
+        ] {
+            let report = parse(&lines(text), Some(4));
+            assert_eq!(
+                report.counts(),
+                Counts {
+                    passed: 0,
+                    failed: 0,
+                    skipped: 1
+                },
+                "{text:?}"
+            );
+            assert_eq!(report.results[0].1, Outcome::Skipped("why".into()));
         }
     }
 

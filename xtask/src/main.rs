@@ -30,7 +30,11 @@ fn main() -> ExitCode {
     match cli::run(cli::Cli::parse()) {
         Ok(code) => code,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            let text = format!("{e:#}");
+            eprintln!("error: {text}");
+            if let Some(advice) = command::advice(&text).filter(|a| !text.contains(a)) {
+                eprintln!("=> {advice}");
+            }
             ExitCode::FAILURE
         }
     }

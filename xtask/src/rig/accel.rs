@@ -21,11 +21,17 @@ pub(crate) enum Accelerator {
 impl Accelerator {
     /// `ZEROSHIFT_ACCEL` (`tcg` or `kvm`), else what this processor can do.
     pub(crate) fn pick() -> Result<Self> {
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        Self::choose(
-            std::env::var("ZEROSHIFT_ACCEL").ok().as_deref(),
-            machine::has_hardware_virtualization(&cpuinfo),
-        )
+        Self::choose(wish().as_deref(), machine::has_kvm())
+    }
+
+    /// The same for a machine that runs guests itself: KVM only if it nests.
+    pub(crate) fn pick_nested() -> Result<Self> {
+        let nests = |module: &str| {
+            let path = format!("/sys/module/{module}/parameters/nested");
+            fs::read_to_string(path).is_ok_and(|v| matches!(v.trim(), "Y" | "1"))
+        };
+        let nested = nests("kvm_intel") || nests("kvm_amd");
+        Self::choose(wish().as_deref(), machine::has_kvm() && nested)
     }
 
     fn choose(wish: Option<&str>, hardware: bool) -> Result<Self> {
@@ -34,7 +40,8 @@ impl Accelerator {
             Some("tcg") => Ok(Self::Tcg),
             Some("kvm") if hardware => Ok(Self::Kvm),
             Some("kvm") => {
-                bail!("ZEROSHIFT_ACCEL=kvm, but /proc/cpuinfo shows neither vmx nor svm\n=> leave it unset, or say tcg")
+                bail!("ZEROSHIFT_ACCEL=kvm, but there is no usable KVM: /proc/cpuinfo must show vmx or svm, /dev/kvm must open, and \
+                 a nested rig needs kvm_intel.nested=1\n=> leave it unset, or say tcg")
             }
             Some(other) => bail!("ZEROSHIFT_ACCEL={other}\n=> say tcg or kvm, or leave it unset"),
         }
@@ -55,6 +62,10 @@ impl Accelerator {
             Self::Kvm => "q35,kernel-irqchip=split",
         }
     }
+}
+
+fn wish() -> Option<String> {
+    std::env::var("ZEROSHIFT_ACCEL").ok()
 }
 
 #[cfg(test)]

@@ -58,8 +58,7 @@ impl Bochs<'_> {
         let iso = run.path().join("iso");
         fs::create_dir_all(&iso)?;
         let base = image::base(cache, root, repo, self.kernel, self.modules)?;
-        self.overlay
-            .write(cache, root, &[base], &iso.join("initrd.gz"))?;
+        self.overlay.write(root, &[base], &iso.join("initrd.gz"))?;
         fs::copy(&self.kernel.image, iso.join("vmlinuz"))?;
         fs::copy(
             root.path("usr/lib/ISOLINUX/isolinux.bin"),

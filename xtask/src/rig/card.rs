@@ -3,13 +3,17 @@
 //! A zerocard beside a rig: started before the machine, ended after it.
 
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use serde::Deserialize;
 
 use super::console::Running;
+use crate::cache::Cache;
 use crate::command;
 
 /// A running software card.
@@ -18,6 +22,7 @@ pub(crate) struct Card {
     /// Its serial number, as guests shall see it.
     pub(crate) serial: String,
     functions: Vec<Function>,
+    log: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -33,33 +38,56 @@ struct Function {
 
 impl Card {
     /// Starts `program` with its sockets in `dir` and waits until they listen.
-    pub(crate) fn start(program: &Path, dir: &Path, serial: &str) -> Result<Self> {
+    pub(crate) fn start(cache: &Cache, program: &Path, dir: &Path, serial: &str) -> Result<Self> {
         let dir = dir.join(serial);
+        // sun_path holds 108 bytes with the final zero.
+        if dir.as_os_str().len() + "/admin.sock".len() >= 108 {
+            bail!(
+                "{} is too long a path for unix sockets\n=> set ZEROSHIFT_CACHE to a shorter one",
+                dir.display()
+            );
+        }
         std::fs::create_dir_all(&dir)?;
-        let log_path = dir.join("zerocard.log");
-        let log = std::fs::File::create(&log_path)?;
+        let log = cache.log(&format!("zerocard-{serial}"));
         let mut cmd = command::command(program);
         cmd.args(["serve", "--json", "--serial", serial, "--dir"])
             .arg(&dir);
-        cmd.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let log_file = std::fs::File::create(&log)?;
+        cmd.stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log_file);
         let mut running = Running::start(&mut cmd)?;
         let stdout = running
             .child()
             .stdout
             .take()
             .context("the card has no output")?;
+        let said = |what: String| {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            format!(
+                "{what}\n{}\n(all of it: {})",
+                command::tail(&text, 15),
+                log.display()
+            )
+        };
+        if !wait_readable(&stdout, LIMIT)? {
+            bail!(
+                "{}",
+                said(format!(
+                    "zerocard {serial} was not ready in {} s",
+                    LIMIT.as_secs()
+                ))
+            );
+        }
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
-        let ready: Ready = serde_json::from_str(&line).with_context(|| {
-            format!(
-                "zerocard did not start: it said {line:?}\n{}",
-                command::tail(&std::fs::read_to_string(&log_path).unwrap_or_default(), 15)
-            )
-        })?;
+        let ready: Ready = serde_json::from_str(&line)
+            .with_context(|| said(format!("zerocard {serial} did not start: it said {line:?}")))?;
         Ok(Self {
             running,
             serial: serial.to_owned(),
             functions: ready.functions,
+            log,
         })
     }
 
@@ -75,15 +103,49 @@ impl Card {
     pub(crate) fn stop(mut self) -> Result<()> {
         let child = self.running.child();
         let pid = rustix::process::Pid::from_child(child);
+        let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let ended = wait_readable(&handle, LIMIT)?;
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let log = format!(
+            "{}\n(all of it: {})",
+            command::tail(&text, 15),
+            self.log.display()
+        );
+        if !ended {
+            bail!(
+                "zerocard {} does not end when it is asked to\n{log}",
+                self.serial
+            );
+        }
         let status = child.wait()?;
         if !status.success() {
             bail!(
-                "zerocard {} ended with {status} when it was asked to stop",
+                "zerocard {} ended with {status} when it was asked to stop\n{log}",
                 self.serial
             );
         }
         Ok(())
+    }
+}
+
+/// How long a card may take to start or to end.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Waits until `fd` can be read, or has ended; false when that takes longer than `limit`.
+fn wait_readable(fd: &impl AsFd, limit: Duration) -> Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: left.as_secs().try_into()?,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout)) {
+            Ok(n) => return Ok(n > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e).context("poll"),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::command;
 use crate::kernel::Kernel;
 
 /// Packs the folder `$1` into the archive `$2`.
-const PACK: &str = r#"cd "$1" && find . -mindepth 1 -print0 | sort -z | cpio --null --quiet --reproducible -o -H newc -R 0:0 | gzip -1 > "$2""#;
+const PACK: &str = r#"set -e; cd "$1" && find . -mindepth 1 -print0 | sort -z | cpio --null --quiet --reproducible -o -H newc -R 0:0 | gzip -1 > "$2""#;
 
 /// Copies the programs `$2`... with the libraries they need into the folder `$1`.
 const COPY_PROGRAMS: &str = r#"
@@ -58,6 +58,7 @@ pub(crate) fn base(
         ("release", kernel.release.as_bytes()),
         ("modules", names.join(" ").as_bytes()),
         ("init", &init),
+        ("recipe", PACK.as_bytes()),
     ]);
     layer(cache, root, "base", &key, |dir| {
         for d in ["bin", "dev", "proc", "sys", "zs/modules", "zs/jobs"] {
@@ -85,6 +86,8 @@ pub(crate) fn qemu(cache: &Cache, root: &BuildRoot) -> Result<PathBuf> {
     let key = Key::of([
         ("root", root.id.as_bytes()),
         ("data", QEMU_DATA.join(" ").as_bytes()),
+        ("recipe", PACK.as_bytes()),
+        ("copy", COPY_PROGRAMS.as_bytes()),
     ]);
     layer(cache, root, "qemu", &key, |dir| {
         let mut copy = root.command_with("sh", &[], Network::None);
@@ -111,15 +114,17 @@ fn layer(
         let tree = dir.join("tree");
         fs::create_dir_all(&tree)?;
         fill(&tree)?;
-        pack(cache, root, &tree, &dir.join("layer.gz"))?;
+        pack(root, &tree, &dir.join("layer.gz"))?;
         Ok(fs::remove_dir_all(&tree)?)
     })?;
     Ok(dir.join("layer.gz"))
 }
 
-fn pack(cache: &Cache, root: &BuildRoot, tree: &Path, to: &Path) -> Result<()> {
-    let mut c = root.command_with("sh", &[], Network::None);
-    c.args(["-c", PACK, "pack"]).arg(tree).arg(to);
+fn pack(root: &BuildRoot, tree: &Path, to: &Path) -> Result<()> {
+    let mut c = root.command_with("bash", &[], Network::None);
+    c.args(["-o", "pipefail", "-c", PACK, "pack"])
+        .arg(tree)
+        .arg(to);
     let out = c.output().context("pack an image")?;
     if !out.status.success() {
         bail!(
@@ -129,8 +134,6 @@ fn pack(cache: &Cache, root: &BuildRoot, tree: &Path, to: &Path) -> Result<()> {
             command::tail(&String::from_utf8_lossy(&out.stderr), 10)
         );
     }
-    // Keeps the folder of logs honest: an old log of this step would mislead.
-    fs::remove_file(cache.log("pack")).ok();
     Ok(())
 }
 
@@ -160,13 +163,7 @@ impl Overlay {
     }
 
     /// Writes the whole image, `layers` first, to `to`.
-    pub(crate) fn write(
-        &self,
-        cache: &Cache,
-        root: &BuildRoot,
-        layers: &[PathBuf],
-        to: &Path,
-    ) -> Result<()> {
+    pub(crate) fn write(&self, root: &BuildRoot, layers: &[PathBuf], to: &Path) -> Result<()> {
         let tree = to.with_extension("tree");
         fs::create_dir_all(tree.join("zs/jobs"))?;
         for (to, from) in &self.files {
@@ -182,7 +179,7 @@ impl Overlay {
             fs::write(tree.join(format!("zs/jobs/{i:02}-{name}")), script)?;
         }
         let own = to.with_extension("layer");
-        pack(cache, root, &tree, &own)?;
+        pack(root, &tree, &own)?;
         let mut image = File::create(to)?;
         for layer in layers.iter().chain([&own]) {
             io::copy(

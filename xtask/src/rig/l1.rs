@@ -55,8 +55,6 @@ pub(crate) struct L1<'a> {
     pub(crate) modules: &'a [&'a str],
     /// Whether it runs guests, so needs QEMU in its image.
     pub(crate) nested: bool,
-    /// More for the kernel command line.
-    pub(crate) append: &'a str,
     /// What it is to do.
     pub(crate) overlay: Overlay,
     /// How long all of it may take.
@@ -84,8 +82,11 @@ impl L1<'_> {
         if self.nested {
             layers.push(image::qemu(cache, root)?);
         }
-        self.overlay.write(cache, root, &layers, &image)?;
-        let accelerator = Accelerator::pick()?;
+        self.overlay.write(root, &layers, &image)?;
+        let accelerator = match self.nested {
+            true => Accelerator::pick_nested()?,
+            false => Accelerator::pick()?,
+        };
         let memory = format!(
             "memory-backend-memfd,id=ram,size={}M,share=on",
             self.memory_mib
@@ -111,6 +112,8 @@ impl L1<'_> {
             "-no-reboot",
             "-serial",
             "stdio",
+            "-serial",
+            "file:/dev/stderr",
         ]);
         qemu.args(self.iommu.arguments())
             .args(card::function_arguments(&self.functions));
@@ -118,7 +121,7 @@ impl L1<'_> {
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(&image);
-        qemu.args(["-append", &command_line(self.append)]);
+        qemu.args(["-append", &command_line("")]);
         let step = Step::start(format!(
             "running {} on the {} kernel",
             self.name,
@@ -135,9 +138,10 @@ impl L1<'_> {
     }
 }
 
-/// An oops must end the machine, or the run hangs; warnings must reach the console, or nobody sees them.
+/// An oops must end the machine, or the run hangs; what a kernel says of leaks and of crashed programs
+/// (level "info") must reach the console, or nobody sees it.
 pub(crate) fn command_line(more: &str) -> String {
-    format!("console=ttyS0 loglevel=5 oops=panic panic=-1 mitigations=off {more}")
+    format!("console=ttyS0 loglevel=7 oops=panic panic=-1 mitigations=off {more}")
         .trim_end()
         .to_owned()
 }

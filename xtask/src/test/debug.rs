@@ -13,9 +13,11 @@ use crate::rig::image::Overlay;
 use crate::rig::l1::{Iommu, L1};
 use crate::session::Session;
 
-/// The first scan only marks what is young; the second reports what is still unreferenced.
+/// Scans until what was allocated last is old enough to be reported (kmemleak leaves alone what is younger
+/// than five seconds), then fails if anything is.
 const LEAK_SCAN: &str = "set -e
-for i in 1 2; do echo scan > /sys/kernel/debug/kmemleak; done
+from=$(cut -d. -f1 /proc/uptime)
+while [ $(($(cut -d. -f1 /proc/uptime) - from)) -lt 8 ]; do echo scan > /sys/kernel/debug/kmemleak; done
 cat /sys/kernel/debug/kmemleak
 ! grep -q . /sys/kernel/debug/kmemleak";
 
@@ -26,37 +28,43 @@ pub(super) fn migdirty(session: &Session, results: &mut Results) -> Result<()> {
 
 /// One boot per bug: a report may end the machine.
 pub(super) fn planted(session: &Session, results: &mut Results) -> Result<()> {
-    let kernel = session.kernel(Kind::Debug)?;
-    for (name, bug, report) in [
-        ("a warning", "WARNING", "WARNING: "),
-        ("a use after free", "READ_AFTER_FREE", "KASAN: "),
-        ("an oops", "EXCEPTION", "Oops: "),
+    let crash = |bug: &str| format!("echo {bug} > /sys/kernel/debug/provoke-crash/DIRECT");
+    for (name, module, script, report) in [
+        ("a warning", "lkdtm", crash("WARNING"), "lkdtm_WARNING"),
+        (
+            "a use after free",
+            "lkdtm",
+            crash("READ_AFTER_FREE"),
+            "KASAN: slab-use-after-free in lkdtm_",
+        ),
+        ("an oops", "lkdtm", crash("EXCEPTION"), "Oops: "),
+        (
+            "a leak",
+            "kmemleak_test",
+            LEAK_SCAN.to_owned(),
+            "new suspected memory leaks",
+        ),
     ] {
-        let outcome = (|| {
-            let transcript = L1 {
-                name: &format!("planted-{}", bug.to_lowercase()),
-                kernel,
-                iommu: Iommu::Vtd,
-                functions: Vec::new(),
-                memory_mib: 1024,
-                modules: &["lkdtm"],
-                nested: false,
-                append: "",
-                overlay: Overlay::new().job(
-                    "plant",
-                    &format!("echo {bug} > /sys/kernel/debug/provoke-crash/DIRECT"),
-                ),
-                limit: Duration::from_secs(300),
-            }
-            .run(session.place()?)?;
-            transcript.check_planted(report)?;
-            ensure!(
-                transcript.check().is_err(),
-                "a run with a planted {bug} passed"
-            );
-            Ok(())
-        })();
+        let outcome = plant(session, name, module, &script, report);
         results.check(&format!("{name} is reported and fails the run"), outcome);
     }
+    Ok(())
+}
+
+fn plant(session: &Session, name: &str, module: &str, script: &str, report: &str) -> Result<()> {
+    let transcript = L1 {
+        name: &format!("planted-{}", name.replace(' ', "-")),
+        kernel: session.kernel(Kind::Debug)?,
+        iommu: Iommu::Vtd,
+        functions: Vec::new(),
+        memory_mib: 1024,
+        modules: &[module],
+        nested: false,
+        overlay: Overlay::new().job("plant", script),
+        limit: Duration::from_secs(300),
+    }
+    .run(session.place()?)?;
+    transcript.check_planted(report)?;
+    ensure!(transcript.check().is_err(), "a run with {name} passed");
     Ok(())
 }

@@ -32,6 +32,15 @@ pub(crate) struct Nested {
 }
 
 impl Nested {
+    /// Whether L2 booted and came to its end.
+    fn guest_ended(&self) -> Result<()> {
+        for marker in ["ZS-BOOT ", "ZS-HALT"] {
+            let came = self.l2.iter().any(|l| l.starts_with(marker));
+            ensure!(came, "no {marker} from L2\n{}", self.l1.ending());
+        }
+        Ok(())
+    }
+
     /// What the job `name` printed in L2, when it ended with success.
     pub(crate) fn guest_job(&self, name: &str) -> Result<Job> {
         let from = self
@@ -67,14 +76,21 @@ card=$(cat /zs/guest-card)
 echo vfio-pci > /sys/bus/pci/devices/$card/driver_override
 echo $card > /sys/bus/pci/drivers_probe
 test -e /sys/bus/pci/drivers/vfio-pci/$card
-mkfifo /tmp/l2-jobs
-sed 's/^/L2| /' </tmp/l2-jobs &
+mkfifo /tmp/l2-kernel /tmp/l2-jobs
+# Held open here, so that neither end of a pipe waits for the other to be opened.
+exec 3<>/tmp/l2-kernel 4<>/tmp/l2-jobs
+for console in /tmp/l2-kernel /tmp/l2-jobs; do sed 's/^/L2| /' <$console 3>&- 4>&- & done
+status=0
 qemu-system-x86_64 -L /usr/share/qemu -L /usr/share/seabios -M q35,kernel-irqchip=split,memory-backend=ram \
   -accel kvm -cpu host -m 512M \
   -object memory-backend-memfd,id=ram,size=512M,hugetlb=on,hugetlbsize=2M,share=on \
-  -nodefaults -display none -no-reboot -serial stdio -serial file:/tmp/l2-jobs -kernel /l2/vmlinuz -initrd /l2/initrd -append "$(cat /l2/append)" \
-  -device pcie-root-port,id=rp0,chassis=1,slot=1 -device vfio-pci,host=$card,bus=rp0 </dev/null 2>&1 | sed 's/^/L2| /'
-wait"#;
+  -nodefaults -display none -no-reboot -serial file:/tmp/l2-kernel -serial file:/tmp/l2-jobs \
+  -kernel /l2/vmlinuz -initrd /l2/initrd -append "$(cat /l2/append)" \
+  -device pcie-root-port,id=rp0,chassis=1,slot=1 -device vfio-pci,host=$card,bus=rp0 \
+  </dev/null 3>&- 4>&- || status=$?
+exec 3>&- 4>&-
+wait
+exit $status"#;
 
 /// Boots L1 and, in it, L2.
 pub(crate) fn nested(session: &Session) -> Result<Nested> {
@@ -84,8 +100,14 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
         (session.modules(Kind::Test)?, session.modules(Kind::Stock)?);
     let programs = userspace::build(session)?;
     let run = session.cache.run_dir("cards")?;
-    let cards = [HOST_SERIAL, GUEST_SERIAL]
-        .map(|serial| Card::start(&programs.path("zerocard"), run.path(), serial));
+    let cards = [HOST_SERIAL, GUEST_SERIAL].map(|serial| {
+        Card::start(
+            &session.cache,
+            &programs.path("zerocard"),
+            run.path(),
+            serial,
+        )
+    });
     let [host_card, guest_card] = cards;
     let (host_card, guest_card) = (host_card?, guest_card?);
 
@@ -97,7 +119,6 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
         .job("list", "set -e; zeroshift list; zeroshift list --json")
         .job("unload", "rmmod migdirty")
         .write(
-            place.cache,
             place.root,
             &[image::base(
                 place.cache,
@@ -111,7 +132,7 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
     let append = run.path().join("l2-append");
     std::fs::write(&append, command_line("zs.poweroff"))?;
 
-    let kvm = match Accelerator::pick()? {
+    let kvm = match Accelerator::pick_nested()? {
         // QEMU's -cpu max has SVM.
         Accelerator::Tcg => "kvm_amd",
         Accelerator::Kvm if std::fs::read_to_string("/proc/cpuinfo")?.contains(" svm ") => {
@@ -131,7 +152,6 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
         memory_mib: 2048,
         modules: &[kvm, "vfio_iommu_type1", "vfio_pci"],
         nested: true,
-        append: "",
         overlay: Overlay::new()
             .file("/zs/migdirty.ko", host_modules.path("migdirty")?)
             .file("/zs/bin/zeroshift", &programs.path("zeroshift"))
@@ -147,7 +167,7 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
         limit: Duration::from_secs(900),
     }
     .run(place)?;
-    let l2 = l1
+    let l2: Vec<String> = l1
         .lines
         .iter()
         .filter_map(|l| l.strip_prefix("L2| "))
@@ -158,33 +178,46 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
     Ok(Nested { l1, l2 })
 }
 
+/// Everything that the run has to show, each with its name.
+pub(crate) fn judge(run: &Nested) -> Vec<(&'static str, Result<()>)> {
+    let listed = |job: Result<&Job>, serial| job.and_then(|j| hosts::card_is_listed(j, serial));
+    let guest_list = run.guest_job("list");
+    vec![
+        (
+            "host and guest boot, and neither kernel reports anything",
+            run.l1.check().and(run.guest_ended()),
+        ),
+        (
+            "the module loads in the host",
+            succeeded(&run.l1, "load").map(drop),
+        ),
+        (
+            "the host's card is listed in the host",
+            listed(succeeded(&run.l1, "list"), HOST_SERIAL),
+        ),
+        (
+            "stock QEMU runs the guest with the passed-through function",
+            succeeded(&run.l1, "guest").map(drop),
+        ),
+        (
+            "the guest's module drives the passed-through function",
+            guest_list.and_then(|j| hosts::card_is_listed(&j, GUEST_SERIAL)),
+        ),
+        (
+            "the module unloads in the guest",
+            run.guest_job("unload").map(drop),
+        ),
+        (
+            "the module unloads in the host",
+            succeeded(&run.l1, "unload").map(drop),
+        ),
+    ]
+}
+
 /// The run as a test.
 pub(super) fn scenario(session: &Session, results: &mut Results) -> Result<()> {
-    let run = nested(session)?;
-    results.check(
-        "host and guest boot, and neither kernel reports anything",
-        run.l1.check(),
-    );
-    results.check(
-        "the host's card is listed in the host",
-        succeeded(&run.l1, "list").and_then(|j| hosts::card_is_listed(j, HOST_SERIAL)),
-    );
-    results.check(
-        "stock QEMU runs the guest with the passed-through function",
-        succeeded(&run.l1, "guest").map(drop),
-    );
-    results.check(
-        "the guest's module drives the passed-through function",
-        run.guest_job("list")
-            .and_then(|j| hosts::card_is_listed(&j, GUEST_SERIAL)),
-    );
-    results.check(
-        "the module unloads in the guest",
-        run.guest_job("unload").map(drop),
-    );
-    results.check(
-        "the module unloads in the host",
-        succeeded(&run.l1, "unload").map(drop),
-    );
+    for (name, outcome) in judge(&nested(session)?) {
+        results.check(name, outcome);
+    }
     Ok(())
 }

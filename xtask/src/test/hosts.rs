@@ -49,7 +49,12 @@ fn in_initramfs(
     let module = session.modules(kind)?;
     let programs = userspace::build(session)?;
     let sockets = session.cache.run_dir("card")?;
-    let card = Card::start(&programs.path("zerocard"), sockets.path(), SERIAL)?;
+    let card = Card::start(
+        &session.cache,
+        &programs.path("zerocard"),
+        sockets.path(),
+        SERIAL,
+    )?;
     let name = format!(
         "{}-{}",
         kind.name(),
@@ -63,7 +68,6 @@ fn in_initramfs(
         memory_mib: 1024,
         modules: &[],
         nested: false,
-        append: "",
         overlay: jobs(Overlay::new(), &programs, module.path("migdirty")?, rounds),
         limit: Duration::from_secs(600),
     }
@@ -111,7 +115,12 @@ pub(super) fn under_virtme(
         .to_string();
     let programs = userspace::build(session)?;
     let sockets = session.cache.run_dir("card")?;
-    let card = Card::start(&programs.path("zerocard"), sockets.path(), SERIAL)?;
+    let card = Card::start(
+        &session.cache,
+        &programs.path("zerocard"),
+        sockets.path(),
+        SERIAL,
+    )?;
     let bin = programs.path("").display().to_string();
     let mut jobs = vec![
         (

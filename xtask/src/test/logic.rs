@@ -2,10 +2,10 @@
 
 //! Level `logic`: what needs no machine but this one.
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 
 use super::Results;
-use crate::command;
+use crate::command::{self, Failed};
 use crate::ktap;
 use crate::session::Session;
 
@@ -16,14 +16,23 @@ pub(super) fn workspace(session: &Session, results: &mut Results) -> Result<()> 
     cargo
         .current_dir(&session.repo)
         .args(["test", "--locked", "--workspace", "--no-fail-fast"]);
-    let outcome = command::run("cargo test", &log, cargo);
-    let counts = ktap::parse_cargo(&std::fs::read_to_string(&log)?);
+    let outcome = command::run_and_read("cargo test", &log, cargo);
+    let text = match &outcome {
+        Ok(text) => text,
+        Err(e) => e.downcast_ref::<Failed>().map_or("", |f| f.text.as_str()),
+    };
+    let counts = ktap::parse_cargo(text);
     results.counted(counts);
+    ensure!(
+        counts.skipped == 0,
+        "{} tests are #[ignore]d: nothing runs them",
+        counts.skipped
+    );
     // A crate that does not compile counts no test, and must fail all the same.
-    if counts.failed == 0 {
-        outcome?;
-    } else if let Err(e) = outcome {
-        eprintln!("    {e:#}");
+    match outcome {
+        Err(e) if counts.failed > 0 => eprintln!("    {e:#}"),
+        Err(e) => return Err(e),
+        Ok(_) => {}
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ mod vmfunc;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{bail, Context as _, Result};
+use anyhow::{anyhow, bail, Context as _, Result};
 use clap::ValueEnum;
 
 use crate::ktap::{self, Counts, Outcome};
@@ -22,7 +22,7 @@ use crate::rig::console::{Job, Transcript};
 use crate::session::Session;
 use crate::ui::human;
 
-pub(crate) use e2e::nested;
+pub(crate) use e2e::{judge, nested};
 
 /// What a scenario proves, and what it costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -212,12 +212,21 @@ pub(crate) fn run(
     let in_ci = std::env::var_os("CI").is_some_and(|v| v == "true");
     let mut counts = Counts::default();
     let mut failed = Vec::new();
+    let mut blocked = None;
     for s in scenarios {
         let full = format!("{}/{}", s.level.name(), s.name);
         eprintln!("--- {full}: {}", s.what);
         let started = Instant::now();
         let mut results = Results::default();
-        if let Err(e) = (s.run)(session, &mut results) {
+        // A set-up that failed once is not tried again by each scenario.
+        if s.level != Level::Logic && blocked.is_none() {
+            blocked = session.root().err();
+        }
+        let outcome = match &blocked {
+            Some(why) if s.level != Level::Logic => Err(anyhow!("set-up failed: {why:#}")),
+            _ => (s.run)(session, &mut results),
+        };
+        if let Err(e) = outcome {
             results.check("scenario", Err(e));
         }
         for (test, outcome) in &mut results.all {
