@@ -47,10 +47,11 @@ impl Accelerator {
         }
     }
 
-    /// QEMU's arguments.
+    /// QEMU's arguments. Without la57=off a KASAN kernel reports a wild access early in some boots: while
+    /// the kernel identifies the processor it briefly forgets that it has five page-table levels.
     pub(crate) fn arguments(self) -> Vec<&'static str> {
         match self {
-            Self::Tcg => vec!["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::Tcg => vec!["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"],
             Self::Kvm => vec!["-accel", "kvm", "-cpu", "host"],
         }
     }

@@ -93,7 +93,10 @@ fn jobs(overlay: Overlay, programs: &Programs, module: &std::path::Path, rounds:
             "set -e; for d in /sys/bus/pci/drivers/migdirty/0*; do readlink $d/iommu_group; done",
         )
         .job("migdirty-card", &selftest("/zs/migdirty.ko", rounds))
-        .job("unload", "set -e; rmmod migdirty; ! test -e /dev/migdirty")
+        .job(
+            "unload",
+            "set -e; insmod /zs/migdirty.ko; rmmod migdirty; ! test -e /dev/migdirty",
+        )
 }
 
 fn selftest(module: &str, rounds: u32) -> String {
@@ -142,7 +145,7 @@ pub(super) fn under_virtme(
         ),
         (
             "unload",
-            "set -e; rmmod migdirty; ! test -e /dev/migdirty".to_owned(),
+            format!("set -e; insmod {module}; rmmod migdirty; ! test -e /dev/migdirty"),
         ),
     ];
     if !after.is_empty() {
@@ -178,7 +181,7 @@ fn judge(results: &mut Results, transcript: &Transcript) {
     );
     results.ktap(transcript, "migdirty-card");
     results.check(
-        "the module unloads",
+        "the module loads and unloads once more",
         succeeded(transcript, "unload").map(drop),
     );
 }
