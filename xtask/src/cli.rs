@@ -80,7 +80,11 @@ enum Command {
 
 /// Carries out the command.
 pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
-    let cache = Cache::open()?;
+    let cache = Cache::open();
+    if let Command::Doctor { json } = cli.command {
+        return doctor::run(&cache, json);
+    }
+    let cache = cache?;
     match cli.command {
         Command::Setup { mirror } => {
             let session = Session::with_mirror(cache, mirror)?;
@@ -113,7 +117,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
         } => return test::run(&Session::new(cache)?, &level, filter.as_deref(), list),
         Command::Demo { json } => return demo::run(&Session::new(cache)?, json),
         Command::Bench { group } => return bench::run(group.as_deref()),
-        Command::Doctor { json } => return doctor::run(&cache, json),
+        Command::Doctor { .. } => {}
         Command::Lint => lint::run(&Session::new(cache)?)?,
         Command::Clean => cache.clean()?,
     }

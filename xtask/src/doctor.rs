@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! `cargo xtask doctor`: what this machine can do for building, for the emulated rigs and as a real host; what is
-//! missing; and the command that mends it. It changes nothing.
+//! missing; and the command that mends it. It changes nothing (an empty cache folder may be made).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +13,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::cache::Cache;
-use crate::machine;
+use crate::{command, machine};
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -115,14 +115,22 @@ impl Host<'_> {
 }
 
 /// Looks at this machine.
-pub(crate) fn run(cache: &Cache, json: bool) -> Result<ExitCode> {
+pub(crate) fn run(cache: &Result<Cache>, json: bool) -> Result<ExitCode> {
     let host = Host {
         root: Path::new("/"),
     };
     let sections = [
         Section {
             purpose: "build",
-            checks: building(cache),
+            checks: match cache {
+                Ok(cache) => building(cache),
+                Err(e) => vec![Check::new(
+                    "cache folder",
+                    false,
+                    format!("{e:#}"),
+                    "free disk space, or set ZEROSHIFT_CACHE",
+                )],
+            },
         },
         Section {
             purpose: "rigs",
@@ -179,24 +187,23 @@ fn print(sections: &[Section]) {
 fn building(cache: &Cache) -> Vec<Check> {
     let distribution = machine::Distribution::here();
     let free = machine::free_bytes(cache.dir()).unwrap_or(0);
-    let made = fs::read_dir(cache.dir())
-        .map(|d| {
-            d.flatten()
-                .filter(|e| e.path().join(".complete").is_file())
-                .map(|e| e.file_name().to_string_lossy().into_owned())
-                .collect()
-        })
-        .unwrap_or_else(|_| Vec::<String>::new());
-    let is_made = |kind: &str| made.iter().any(|m| m.starts_with(kind));
-    let all_made = [
-        "root-",
-        "source-",
-        "metadata-",
-        "kernel-test-",
-        "kernel-debug-",
-    ]
-    .iter()
-    .all(|k| is_made(k));
+    let finished = |kind: &str| {
+        let entries = fs::read_dir(cache.dir()).into_iter().flatten().flatten();
+        let mut ours = entries.filter(|e| e.file_name().to_string_lossy().starts_with(kind));
+        ours.any(|e| e.path().join(".complete").is_file())
+    };
+    let parts = [
+        ("root-", "build root"),
+        ("metadata-", "stock kernel's metadata"),
+        ("kernel-test-", "test kernel"),
+        ("kernel-debug-", "debug kernel"),
+    ];
+    let lacking: Vec<&str> = parts
+        .iter()
+        .filter(|(k, _)| !finished(k))
+        .map(|(_, n)| *n)
+        .collect();
+    let all_made = lacking.is_empty();
     let mut checks = vec![
         Check::new(
             "root",
@@ -221,6 +228,12 @@ fn building(cache: &Cache) -> Vec<Check> {
             has_static_libc(),
             "test programs are linked statically",
             "apt-get install libc6-dev",
+        ),
+        Check::new(
+            "rustfmt and clippy",
+            machine::find_program("rustfmt") && machine::find_program("cargo-clippy"),
+            "the lints run them",
+            "rustup component add rustfmt clippy (Debian: apt-get install rustfmt rust-clippy)",
         ),
         Check::new(
             "git",
@@ -251,27 +264,16 @@ fn building(cache: &Cache) -> Vec<Check> {
             machine::gib(machine::DISK_BYTES)
         ),
     ));
-    let found = if all_made {
-        "build root and kernels are made".to_owned()
-    } else {
-        format!(
-            "made so far: {}",
-            if made.is_empty() {
-                "nothing".into()
-            } else {
-                made.join(", ")
-            }
-        )
-    };
-    checks.push(Check {
-        name: "set-up",
-        state: if all_made { State::Ok } else { State::Unknown },
-        found,
-        fix: if all_made {
-            String::new()
-        } else {
-            "cargo xtask setup".into()
-        },
+    checks.push(match all_made {
+        true => Check::new("set-up", true, "build root and kernels are made", ""),
+        false => {
+            let found = format!("not made yet: {}", lacking.join(", "));
+            Check::unknown(
+                "set-up",
+                found,
+                "cargo xtask setup (demo and test do it as well)",
+            )
+        }
     });
     checks
 }
@@ -295,15 +297,15 @@ fn rigs(host: &Host<'_>) -> Vec<Check> {
     vec![
         Check::new(
             "memory",
-            memory >= 4 << 20,
+            memory >= 3 << 20,
             format!("{:.1} GiB available", machine::gib(memory << 10)),
             "the largest rig takes 3 GiB: free some memory",
         ),
         Check::new(
             "namespaces",
-            host.exists("/proc/self/ns/mnt") && host.exists("/proc/self/ns/pid"),
-            "mount, PID and network namespaces",
-            "use a kernel with namespaces",
+            can_unshare(),
+            "mount, PID and network namespaces can be made",
+            "run as root, in a container as a privileged one",
         ),
         Check::new(
             "accelerator",
@@ -316,6 +318,12 @@ fn rigs(host: &Host<'_>) -> Vec<Check> {
             "",
         ),
     ]
+}
+
+fn can_unshare() -> bool {
+    let mut unshare = command::command("unshare");
+    unshare.args(["--mount", "--pid", "--net", "--fork", "true"]);
+    command::output(unshare).is_ok()
 }
 
 fn memory_kib(meminfo: &str) -> Option<u64> {
@@ -418,6 +426,8 @@ fn hardware(host: &Host<'_>) -> Vec<Check> {
         host.exists(&build),
         if metadata {
             "with Rust metadata".to_owned()
+        } else if !host.exists(&build) {
+            format!("no {build}")
         } else {
             format!("{build}; their Rust metadata is rebuilt by cargo xtask build --kdir")
         },

@@ -8,6 +8,7 @@
 mod debug;
 mod e2e;
 mod hosts;
+mod kdir;
 mod logic;
 mod vmfunc;
 
@@ -140,6 +141,12 @@ const SCENARIOS: &[Scenario] = &[
         name: "migdirty",
         what: "load, card, list, 100 rounds on the stock kernel",
         run: hosts::stock,
+    },
+    Scenario {
+        level: Level::Stock,
+        name: "kdir",
+        what: "modules for a user's own tree, with Rust metadata and without",
+        run: kdir::scenario,
     },
     Scenario {
         level: Level::Kernel,
