@@ -8,7 +8,7 @@ use crate::cli::ListOptions;
 use crate::device::{self, Cards, Device};
 use crate::sysfs::{Function, Sysfs};
 use crate::table;
-use anyhow::Result;
+use anyhow::{bail, Result};
 use migdirty_uapi::{
     MigdirtyCard, MIGDIRTY_CARD_LIVE, MIGDIRTY_CARD_LIVE_MIGRATION, MIGDIRTY_CARD_TRACKS_MEMORY,
 };
@@ -88,13 +88,22 @@ impl Inventory {
             Some(device) => device::all(device)?.iter().map(Card::bound).collect(),
         };
         let known: Vec<String> = cards.iter().map(|card| card.address.clone()).collect();
-        // One that migdirty has but did not report is on its way in or out.
-        let others = sysfs
-            .administrative_controllers()?
-            .into_iter()
-            .filter(|function| !known.contains(&function.address))
-            .filter(|function| function.driver.as_deref() != Some("migdirty"));
-        cards.extend(others.map(Card::unbound));
+        for function in sysfs.administrative_controllers()? {
+            if known.contains(&function.address) {
+                continue;
+            }
+            if function.driver.as_deref() != Some("migdirty") {
+                cards.push(Card::unbound(function));
+            } else if device.is_none() {
+                bail!(
+                    "{} belongs to the module migdirty, but /dev/migdirty is not there to ask it; \
+                     try again if the module is being loaded, else see that devtmpfs is mounted \
+                     on /dev (in a container: pass the device in)",
+                    function.address,
+                );
+            }
+            // What migdirty has but did not report is on its way in or out.
+        }
         cards.sort_by(|a, b| a.address.cmp(&b.address));
         Ok(Self {
             cards,
@@ -424,6 +433,16 @@ ADDRESS       STATE    DRIVER    MODEL               SERIAL      FIRMWARE  NVME 
         let sysfs = FakeSysfs::new();
         sysfs.add_function("0000:02:00.0", "0x010803", Some("migdirty"));
         assert!(gather(&sysfs, Some(vec![])).cards.is_empty());
+    }
+
+    #[test]
+    fn a_card_that_cannot_be_asked_is_an_error() {
+        let sysfs = FakeSysfs::new();
+        sysfs.add_function("0000:02:00.0", "0x010803", Some("migdirty"));
+        let error = Inventory::gather(&Sysfs::new(sysfs.path()), None).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("0000:02:00.0"), "{error}");
+        assert!(error.contains("devtmpfs"), "{error}");
     }
 
     #[test]
