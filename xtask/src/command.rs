@@ -142,8 +142,10 @@ pub(crate) fn tail(text: &str, n: usize) -> String {
 
 /// What to do about a failure that others have had before.
 pub(crate) fn advice(log: &str) -> Option<&'static str> {
-    const KNOWN: [(&str, &str); 8] = [
-        ("No space left on device", "the disk is full: free some space, or point ZEROSHIFT_CACHE at a larger disk, and run the same command again"),
+    const FULL: &str = "the disk is full: free some space, or point ZEROSHIFT_CACHE at a larger disk, and run the same command again";
+    const KNOWN: [(&str, &str); 9] = [
+        ("No space left on device", FULL),
+        ("enough free space", FULL),
         ("Temporary failure resolving", "no network (names do not resolve): connect the machine, or set a proxy in apt's configuration, and run the same command again"),
         ("Could not resolve", "no network (names do not resolve): connect the machine, or set a proxy in apt's configuration, and run the same command again"),
         ("Could not connect", "the package mirror does not answer: check the network, or name another with --mirror"),
