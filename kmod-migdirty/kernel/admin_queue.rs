@@ -229,10 +229,8 @@ impl AdminQueue {
         limit_ms: u32,
     ) -> Result<Reply> {
         let claim = self.claim()?;
-        let waiter = self.waiters.get(claim.id.index()).ok_or(EIO)?;
-        waiter.reinit();
         self.submit(claim.id, command)?;
-        let reply = self.wait(claim.id, waiter, command.opcode, limit_ms)?;
+        let reply = self.wait(claim.id, claim.waiter, command.opcode, limit_ms)?;
 
         // The slot is still ours, so nobody else has its page; the card may still be writing to
         // it, then its answer is nonsense and nothing worse.
@@ -251,7 +249,14 @@ impl AdminQueue {
                 Life::Stopped => return Err(Lost::Stopped.into()),
             }
             if let Some(id) = state.slots.claim() {
-                return Ok(Claim { queue: self, id });
+                let waiter = self.waiters.get(id.index()).ok_or(EIO)?;
+                // Under the lock: from here on the command may be ended, which must not be undone.
+                waiter.reinit();
+                return Ok(Claim {
+                    queue: self,
+                    id,
+                    waiter,
+                });
             }
             if self.slot_freed.wait_interruptible(&mut state) {
                 return Err(ERESTARTSYS);
@@ -458,6 +463,8 @@ impl AdminQueue {
 struct Claim<'a> {
     queue: &'a AdminQueue,
     id: CommandId,
+    /// The slot's.
+    waiter: &'a Waiter,
 }
 
 impl Drop for Claim<'_> {
