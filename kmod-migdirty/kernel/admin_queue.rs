@@ -259,6 +259,10 @@ impl AdminQueue {
                 });
             }
             if self.slot_freed.wait_interruptible(&mut state) {
+                drop(state);
+                // A slot may have been offered to us together with the signal; somebody else who
+                // waits has to hear of it then.
+                self.slot_freed.notify_one();
                 return Err(ERESTARTSYS);
             }
         }
