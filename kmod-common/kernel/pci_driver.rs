@@ -82,14 +82,16 @@ impl<T: Driver> Adapter<T> {
 pub(crate) struct Address(pub(crate) u32);
 
 impl Address {
-    /// The address of `pdev`.
-    pub(crate) fn of<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>) -> Self {
+    /// The address of `pdev`; `None` when its domain needs more than 16 bits, as those that Linux
+    /// makes up for Intel VMD do.
+    pub(crate) fn of<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>) -> Option<Self> {
         let pdev = as_raw(pdev);
         // SAFETY: a `pci::Device` is a valid `struct pci_dev`, whose bus does not go before it.
         let domain = unsafe { zs_pci_domain(pdev) };
         // SAFETY: as above.
         let function = unsafe { bindings::pci_dev_id(pdev) };
-        Self((domain << 16) | u32::from(function))
+        let domain = u16::try_from(domain).ok()?;
+        Some(Self((u32::from(domain) << 16) | u32::from(function)))
     }
 }
 

@@ -109,7 +109,7 @@ impl pci::Driver for Driver {
 impl pci_driver::Driver for Driver {
     fn shutdown(pdev: &pci::Device<Core<'_>>) {
         // Every bound device has a card in the registry, unless it was shut down before.
-        if let Some(card) = registry::at(Address::of(pdev)) {
+        if let Some(card) = Address::of(pdev).and_then(registry::at) {
             registry::remove(&card);
             card.stop(pdev);
         }
@@ -119,6 +119,14 @@ impl pci_driver::Driver for Driver {
 fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Binding<'bound>> {
     let bound: &'bound pci::Device<Bound> = pdev;
 
+    let Some(address) = Address::of(pdev) else {
+        dev_err!(
+            pdev,
+            "its PCI domain is above ffff, which /dev/migdirty cannot name; if that is Intel VMD, \
+             switch VMD off for its slot in the firmware set-up\n",
+        );
+        return Err(ERANGE);
+    };
     pci_driver::enable_memory(pdev)
         .inspect_err(|error| dev_err!(pdev, "cannot enable it: {:?}\n", error))?;
     let bar = bound
@@ -199,7 +207,7 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Binding<'bound>>
         .start(bound)
         .map_err(|failure| refuse(bound, &capabilities, failure))?;
 
-    let card = Card::identify(Address::of(pdev), queue).inspect_err(|error| {
+    let card = Card::identify(address, queue).inspect_err(|error| {
         dev_err!(
             pdev,
             "Identify Controller failed: {:?}; controller left disabled\n",
