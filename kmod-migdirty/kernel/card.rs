@@ -132,7 +132,7 @@ fn ask(address: Address, queue: &AdminQueue) -> Result<Option<MigdirtyCard>> {
         min_granule: data.minmrtg(),
         max_granule: data.maxmrtg(),
         max_ranges: data.cmmrtd(),
-        max_ranges_per_function: data.nmmrtd(),
+        max_ranges_subsystem: data.nmmrtd(),
         version: queue.version().0,
         vectors: 1,
         serial: data.sn(),

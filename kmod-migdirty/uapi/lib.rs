@@ -61,10 +61,10 @@ pub struct MigdirtyCard {
     pub max_granule: u8,
     /// 0.
     pub reserved: [u8; 3],
-    /// Memory ranges that the card tracks in all (CMMRTD).
+    /// Memory range tracking descriptors that this controller supports (CMMRTD).
     pub max_ranges: u16,
-    /// Memory ranges that it tracks per function (NMMRTD).
-    pub max_ranges_per_function: u16,
+    /// The same for its whole NVM subsystem (NMMRTD).
+    pub max_ranges_subsystem: u16,
     /// VS register.
     pub version: u32,
     /// Interrupt vectors in use.
@@ -108,7 +108,7 @@ impl MigdirtyCard {
         max_granule: 0,
         reserved: [0; 3],
         max_ranges: 0,
-        max_ranges_per_function: 0,
+        max_ranges_subsystem: 0,
         version: 0,
         vectors: 0,
         commands: 0,

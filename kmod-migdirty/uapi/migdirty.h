@@ -26,8 +26,8 @@ struct migdirty_card {
 	__u8 min_granule;		/* MINMRTG, 2^n * 4 KiB */
 	__u8 max_granule;		/* MAXMRTG, 2^n * 4 KiB */
 	__u8 reserved[3];
-	__u16 max_ranges;		/* CMMRTD */
-	__u16 max_ranges_per_function;	/* NMMRTD */
+	__u16 max_ranges;		/* CMMRTD, of this controller */
+	__u16 max_ranges_subsystem;	/* NMMRTD, of the NVM subsystem */
 	__u32 version;			/* VS */
 	__u32 vectors;			/* interrupt vectors in use */
 	__u64 commands;			/* completed since probe */

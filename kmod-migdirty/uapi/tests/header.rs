@@ -55,7 +55,7 @@ fn constant(name: &str, value: u32) -> Row {
 fn header_and_rust_say_the_same() {
     let mut rows = rows!("struct migdirty_card", MigdirtyCard:
         argsz flags address controller_id controller_type min_granule max_granule reserved
-        max_ranges max_ranges_per_function version vectors commands failures interrupts
+        max_ranges max_ranges_subsystem version vectors commands failures interrupts
         serial model firmware subnqn reserved2);
     rows.extend([
         constant("MIGDIRTY_GET_CARD", MIGDIRTY_GET_CARD),

@@ -64,7 +64,7 @@ struct Arguments {
     /// Granules of the first card, for example 0..9
     #[arg(long)]
     expect_granules: Option<String>,
-    /// Range limits of the first card, for example 1024/256
+    /// Range limits of the first card, controller/subsystem, for example 256/1024
     #[arg(long)]
     expect_ranges: Option<String>,
 }
@@ -299,7 +299,7 @@ fn fields(arguments: &Arguments) -> Outcome {
             format!(
                 "{}/{}",
                 u16::from_ne_bytes(answer.array(offset_of!(MigdirtyCard, max_ranges))),
-                u16::from_ne_bytes(answer.array(offset_of!(MigdirtyCard, max_ranges_per_function))),
+                u16::from_ne_bytes(answer.array(offset_of!(MigdirtyCard, max_ranges_subsystem))),
             ),
         ),
         (

@@ -69,7 +69,7 @@ struct Details {
     tracks_memory: bool,
     granule_bytes: Granules,
     max_ranges: u16,
-    max_ranges_per_function: u16,
+    max_ranges_subsystem: u16,
     commands: u64,
     failures: u64,
     interrupts: u64,
@@ -206,7 +206,7 @@ impl Card {
                     max: granule(card.max_granule),
                 },
                 max_ranges: card.max_ranges,
-                max_ranges_per_function: card.max_ranges_per_function,
+                max_ranges_subsystem: card.max_ranges_subsystem,
                 commands: card.commands,
                 failures: card.failures,
                 interrupts: card.interrupts,
@@ -252,8 +252,8 @@ impl Card {
             let Granules { min, max } = details.granule_bytes;
             row[9] = format!("{}..{}", size(min), size(max));
             row[10] = format!(
-                "{} ({} each)",
-                details.max_ranges, details.max_ranges_per_function
+                "{} (subsystem {})",
+                details.max_ranges, details.max_ranges_subsystem
             );
         }
         row
@@ -312,8 +312,8 @@ mod tests {
             controller_type: 3,
             min_granule: 0,
             max_granule: 9,
-            max_ranges: 1024,
-            max_ranges_per_function: 256,
+            max_ranges: 256,
+            max_ranges_subsystem: 1024,
             version: 0x0002_0100,
             vectors: 1,
             commands: 3,
@@ -367,7 +367,7 @@ mod tests {
                 "subnqn": "nqn.2014-08", "nvme_version": "2.1.0", "controller_id": 7,
                 "controller_type": 3, "live_migration": true, "tracks_memory": true,
                 "granule_bytes": {"min": 4096, "max": 2_097_152},
-                "max_ranges": 1024, "max_ranges_per_function": 256,
+                "max_ranges": 256, "max_ranges_subsystem": 1024,
                 "commands": 3, "failures": 1, "interrupts": 2,
             })
         };
@@ -391,7 +391,7 @@ mod tests {
             text(&inventory),
             "\
 ADDRESS       STATE    DRIVER    MODEL               SERIAL      FIRMWARE  NVME   TYPE            MIGRATION  GRANULE       RANGES
-0000:01:00.0  live     migdirty  Zeroshift zerocard  ZS00000001  0.1.0     2.1.0  administrative  yes        4 KiB..2 MiB  1024 (256 each)
+0000:01:00.0  live     migdirty  Zeroshift zerocard  ZS00000001  0.1.0     2.1.0  administrative  yes        4 KiB..2 MiB  256 (subsystem 1024)
 0000:02:00.0  unbound  -         -                   -           -         -      -               -          -             -
 
 0000:02:00.0 has no driver. To bind it ('dmesg' says why if that fails):
