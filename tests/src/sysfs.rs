@@ -61,6 +61,18 @@ impl Function {
         Ok(u16::from_le_bytes(bytes))
     }
 
+    /// Takes the right to read and write memory away from it, whatever its driver thinks.
+    pub fn clear_bus_master(&self) -> Result<()> {
+        let command = self.command()? & !4;
+        let path = self.path().join("config");
+        let file = File::options()
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        file.write_all_at(&command.to_le_bytes(), 4)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
     /// Looks at the registers in BAR0 of a function that no driver has.
     pub fn with_registers<T>(&self, look: impl FnOnce(&Bar) -> Result<T>) -> Result<T> {
         let enable = self.path().join("enable");

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 use zeroshift_tests::ktap::{skip, Ktap, Outcome, Stop};
 use zeroshift_tests::sys::{ioctl_at, ioctl_on, Pages, PAGE};
 use zeroshift_tests::sysfs::{self, Function};
@@ -90,6 +91,7 @@ const TESTS: &[Test] = &[
     ("unbind", unbind),
     ("unbind_under_load", unbind_under_load),
     ("open_file_pins_module", open_file_pins_module),
+    ("silent_card", silent_card),
     ("rounds", rounds),
 ];
 
@@ -185,10 +187,15 @@ fn refused(file: &File, question: &MigdirtyCard, with: Errno, what: &str) -> Out
 }
 
 fn load_module(arguments: &Arguments) -> Outcome {
+    load_module_with(arguments, "")
+}
+
+fn load_module_with(arguments: &Arguments, more: &str) -> Outcome {
     let Some(path) = &arguments.module else {
         return skip("no --module, and migdirty is not loaded");
     };
-    if let Err(error) = module::load(path, &arguments.module_arguments) {
+    let module_arguments = format!("{} {more}", arguments.module_arguments);
+    if let Err(error) = module::load(path, module_arguments.trim()) {
         return Err(Stop::Fail(format!(
             "cannot load {}: {error}",
             path.display()
@@ -675,6 +682,66 @@ fn gone() -> Outcome {
     check!(!sysfs::has_driver(DRIVER), "the PCI driver is left");
     check!(!module::is_loaded(DRIVER), "the module is left");
     Ok(())
+}
+
+/// A card that cannot reach memory takes no command: it has to be declared dead, once, for
+/// everybody who waits, and to live again when it is bound again.
+fn silent_card(arguments: &Arguments) -> Outcome {
+    // More than the queue has slots, so that some wait for one.
+    const THREADS: usize = 40;
+    const LIMIT: Duration = Duration::from_secs(5);
+    if arguments.module.is_none() {
+        return skip("no --module to load with another time limit");
+    }
+    module::unload(DRIVER)?;
+    load_module_with(
+        arguments,
+        &format!("command_timeout_ms={}", LIMIT.as_millis()),
+    )?;
+    let file = open()?;
+    let before = get(&file, 0)?;
+    check!(before.is_live(), "not live before");
+    let address = before.address();
+    let function = Function::at(address);
+
+    function.clear_bus_master()?;
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..THREADS)
+            .map(|_| {
+                scope.spawn(|| -> Outcome {
+                    let answer = get(&open()?, address)?;
+                    check_eq!(answer.address(), address, "address of the silent card");
+                    check!(!answer.is_live(), "a silent card is live");
+                    Ok(())
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
+    })?;
+    // The kernel counts in ticks, so not to the millisecond.
+    check!(
+        start.elapsed() >= LIMIT / 2,
+        "dead long before the time was over"
+    );
+    let dead = get(&file, address)?;
+    check!(!dead.is_live(), "a dead card is live");
+    check_eq!(
+        dead.commands(),
+        before.commands(),
+        "commands of a dead card"
+    );
+    check_eq!(dead.failures(), before.failures() + 1, "failures");
+
+    function.unbind(DRIVER)?;
+    is_quiet(&function)?;
+    function.bind(DRIVER)?;
+    check!(get(&file, address)?.is_live(), "not live when bound again");
+    drop(file);
+    module::unload(DRIVER)?;
+    load_module(arguments)
 }
 
 fn rounds(arguments: &Arguments) -> Outcome {
