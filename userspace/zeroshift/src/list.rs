@@ -8,7 +8,8 @@ use crate::cli::ListOptions;
 use crate::device::{self, Cards, Device};
 use crate::sysfs::{Function, Sysfs};
 use crate::table;
-use anyhow::{bail, Result};
+use crate::WRITING;
+use anyhow::{bail, Context as _, Result};
 use migdirty_uapi::{
     MigdirtyCard, MIGDIRTY_CARD_LIVE, MIGDIRTY_CARD_LIVE_MIGRATION, MIGDIRTY_CARD_TRACKS_MEMORY,
 };
@@ -22,11 +23,12 @@ pub(crate) fn run(options: &ListOptions, output: &mut impl Write) -> Result<()> 
     let sysfs = Sysfs::new(&options.sysfs);
     let device = Device::open(&options.device)?;
     let inventory = Inventory::gather(&sysfs, device.as_ref().map(|device| device as &dyn Cards))?;
-    if options.json {
+    let written = if options.json {
         inventory.write_json(output)
     } else {
         inventory.write_text(output)
-    }
+    };
+    written.context(WRITING)
 }
 
 /// All cards, and whether the module is loaded.

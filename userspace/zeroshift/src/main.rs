@@ -13,9 +13,13 @@ mod sys;
 mod sysfs;
 mod table;
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+
+/// What was being done when printing fails.
+const WRITING: &str = "cannot write to standard output";
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
@@ -25,7 +29,7 @@ fn main() -> ExitCode {
         cli::Command::Completions { shell } => pages::completions(shell, &mut output),
         cli::Command::Man { command } => pages::man(command.as_deref(), &mut output),
     };
-    match result.and_then(|()| Ok(output.flush()?)) {
+    match result.and_then(|()| output.flush().context(WRITING)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -40,4 +44,31 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<io::Error>()
         .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Standard output that cannot be written to.
+    struct Broken(io::ErrorKind);
+
+    impl io::Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_failed_write_names_the_output_and_a_closed_pipe_is_known() {
+        let print = |kind| pages::man(None, &mut Broken(kind)).unwrap_err();
+        let full = print(io::ErrorKind::StorageFull);
+        assert!(format!("{full:#}").starts_with(WRITING), "{full:#}");
+        assert!(!is_broken_pipe(&full));
+        assert!(is_broken_pipe(&print(io::ErrorKind::BrokenPipe)));
+    }
 }

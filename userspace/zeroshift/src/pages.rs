@@ -4,7 +4,8 @@
 //! that they cannot fall behind it.
 
 use crate::cli::Arguments;
-use anyhow::{anyhow, Result};
+use crate::WRITING;
+use anyhow::{anyhow, Context as _, Result};
 use clap::CommandFactory as _;
 use std::io::Write;
 
@@ -12,7 +13,7 @@ use std::io::Write;
 pub(crate) fn completions(shell: clap_complete::Shell, output: &mut impl Write) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "zeroshift", &mut script);
-    Ok(output.write_all(&script)?)
+    output.write_all(&script).context(WRITING)
 }
 
 /// Prints the manual page of the program, or of one of its subcommands.
@@ -28,7 +29,9 @@ pub(crate) fn man(subcommand: Option<&str>, output: &mut impl Write) -> Result<(
             })?
             .clone(),
     };
-    Ok(clap_mangen::Man::new(command).render(output)?)
+    clap_mangen::Man::new(command)
+        .render(output)
+        .context(WRITING)
 }
 
 #[cfg(test)]
