@@ -13,7 +13,7 @@ use kernel::{
     devres,
     dma::{Device as _, DmaMask},
     driver::{DriverLayout, RegistrationOps},
-    fmt, pci,
+    pci,
     prelude::*,
     sync::aref::ARef,
     types::Opaque,
@@ -92,19 +92,6 @@ impl Address {
         let function = unsafe { bindings::pci_dev_id(pdev) };
         let domain = u16::try_from(domain).ok()?;
         Some(Self((u32::from(domain) << 16) | u32::from(function)))
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:04x}:{:02x}:{:02x}.{}",
-            self.0 >> 16,
-            (self.0 >> 8) & 0xff,
-            (self.0 >> 3) & 0x1f,
-            self.0 & 7
-        )
     }
 }
 
