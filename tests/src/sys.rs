@@ -60,6 +60,7 @@ pub fn ioctl_on(file: impl AsFd, number: u32, buffer: &mut [u8]) -> Result<()> {
 #[derive(Debug)]
 pub struct Pages {
     start: *mut c_void,
+    writable: bool,
 }
 
 impl Pages {
@@ -74,7 +75,10 @@ impl Pages {
                 MapFlags::PRIVATE,
             )
         }?;
-        let pages = Self { start };
+        let pages = Self {
+            start,
+            writable: true,
+        };
         // SAFETY: the second page is ours and nobody has a reference into it.
         unsafe { mprotect(start.byte_add(PAGE), PAGE, MprotectFlags::empty()) }?;
         Ok(pages)
@@ -82,6 +86,7 @@ impl Pages {
 
     /// Forbids writing to the first page.
     pub fn make_read_only(&mut self) -> Result<()> {
+        self.writable = false;
         // SAFETY: the page is ours, and `&mut` says that nobody has a reference into it.
         unsafe { mprotect(self.start, PAGE, MprotectFlags::READ) }
     }
@@ -91,8 +96,9 @@ impl Pages {
         self.start.expose_provenance() + PAGE - length
     }
 
-    /// The first page. Not after [`Self::make_read_only`].
+    /// The first page. Panics after [`Self::make_read_only`].
     pub fn first(&mut self) -> &mut [u8] {
+        assert!(self.writable, "the page is read-only");
         // SAFETY: mapped for reading and writing, zeroed, ours, and borrowed as long as the slice.
         unsafe { std::slice::from_raw_parts_mut(self.start.cast(), PAGE) }
     }
