@@ -159,8 +159,8 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Binding<'bound>>
         }
         ENODEV
     })?;
-    // What ran before us may have left it enabled, with queues in memory that is not ours; bus
-    // master stays off until it has let go of them.
+    // What ran before us may have left it enabled, with queues in memory that is not ours; we do
+    // not switch bus master on before it has let go of them.
     controller::disable(&bar, &capabilities)
         .map_err(|failure| refuse(bound, &capabilities, failure))?;
 
