@@ -7,8 +7,8 @@
 //! reach memory that stays until unbind. The interrupt handler takes completions in, checks each
 //! against what is in flight, and wakes.
 //!
-//! A card that misses a deadline or answers nonsense is dead: its bus master is cleared, every
-//! waiter gets an error, later commands are refused at once, and the log says so once. It is not
+//! A card that misses a deadline, answers nonsense or lost its queue is dead: its bus master is
+//! cleared, every waiter gets an error, later commands are refused at once, and the log says so once. It is not
 //! reset then: a reset of an administrative controller ends the suspension of every function that
 //! it manages, which is for unbind to do when nobody relies on them.
 //!
@@ -325,19 +325,21 @@ impl AdminQueue {
         let (Some(bar), Some(memory)) = (self.bar.try_access(), self.memory.try_access()) else {
             return;
         };
-        let gone = controller::is_gone(&bar);
-        let fatal = !gone && controller::is_fatal(&bar);
-        if !(gone || fatal || late) {
+        let csts = controller::status(&bar);
+        if csts.rdy() && !csts.cfs() && !csts.is_gone() && !late {
             return;
         }
         let mut state = self.state.lock();
         if state.life != Life::Live || state.slots.outcome(id).is_some() {
             return;
         }
-        let cause = if gone {
+        let cause = if csts.is_gone() {
             Cause::Gone
-        } else if fatal {
+        } else if csts.cfs() {
             Cause::Fatal
+        } else if !csts.rdy() {
+            // Nobody but `stop` disables it, and that ends the command before.
+            Cause::Reset
         } else {
             state.counters.failures = state.counters.failures.wrapping_add(1);
             Cause::Deadline {

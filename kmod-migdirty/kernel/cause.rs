@@ -11,6 +11,7 @@ use kernel::{fmt, prelude::*};
 pub(crate) enum Cause {
     Gone,
     Fatal,
+    Reset,
     UnknownCommand(u16),
     WrongQueue(u16),
     BadHead(u16),
@@ -50,6 +51,7 @@ impl fmt::Display for Cause {
                 "its registers read all-ones, it was removed or lost power"
             ),
             Self::Fatal => write!(f, "it reports a fatal status (CSTS.CFS)"),
+            Self::Reset => write!(f, "it is not ready (CSTS.RDY), somebody else reset it"),
             Self::UnknownCommand(id) => {
                 write!(f, "it completed command {id:#06x}, which it does not have")
             }

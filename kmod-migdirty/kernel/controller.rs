@@ -51,7 +51,7 @@ impl Capabilities {
             bar.read32(registers::CAP),
             bar.read32(registers::CAP + 4),
         ));
-        if cap.0 == u64::MAX || is_gone(bar) {
+        if cap.0 == u64::MAX || status(bar).is_gone() {
             return Err(Refusal::Gone);
         }
         if cap.mpsmin() != 0 {
@@ -130,14 +130,9 @@ pub(crate) fn enable(
     })
 }
 
-/// Nobody answers on the bus.
-pub(crate) fn is_gone(bar: &Registers) -> bool {
-    Csts(bar.read32(registers::CSTS)).is_gone()
-}
-
-/// The controller reports an error that only a reset ends.
-pub(crate) fn is_fatal(bar: &Registers) -> bool {
-    Csts(bar.read32(registers::CSTS)).cfs()
+/// What the controller says of itself now.
+pub(crate) fn status(bar: &Registers) -> Csts {
+    Csts(bar.read32(registers::CSTS))
 }
 
 fn run(
@@ -156,7 +151,7 @@ fn run(
         // for a late one.
         // CAST: the clock does not go backwards.
         let now_ms = start.elapsed().as_millis() as u64;
-        let csts = Csts(bar.read32(registers::CSTS));
+        let csts = status(bar);
         let cc = Cc(bar.read32(registers::CC));
         let status = Status {
             gone: csts.is_gone(),

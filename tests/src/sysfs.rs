@@ -73,6 +73,16 @@ impl Function {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// Resets it, under whatever driver it has; `false` when it cannot be reset.
+    pub fn reset(&self) -> Result<bool> {
+        let path = self.path().join("reset");
+        if !path.exists() {
+            return Ok(false);
+        }
+        fs::write(&path, "1").with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(true)
+    }
+
     /// Looks at the registers in BAR0 of a function that no driver has.
     pub fn with_registers<T>(&self, look: impl FnOnce(&Bar) -> Result<T>) -> Result<T> {
         let enable = self.path().join("enable");

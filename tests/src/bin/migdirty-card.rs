@@ -91,6 +91,7 @@ const TESTS: &[Test] = &[
     ("unbind", unbind),
     ("unbind_under_load", unbind_under_load),
     ("open_file_pins_module", open_file_pins_module),
+    ("reset_card", reset_card),
     ("silent_card", silent_card),
     ("rounds", rounds),
 ];
@@ -681,6 +682,28 @@ fn gone() -> Outcome {
     check!(!Path::new(DEVICE).exists(), "{DEVICE} is left");
     check!(!sysfs::has_driver(DRIVER), "the PCI driver is left");
     check!(!module::is_loaded(DRIVER), "the module is left");
+    Ok(())
+}
+
+/// A card that somebody resets under the driver has lost its queues: that has to be noticed long
+/// before a command's time is over.
+fn reset_card(_: &Arguments) -> Outcome {
+    let file = open()?;
+    let address = get(&file, 0)?.address();
+    let function = Function::at(address);
+    if !function.reset()? {
+        return skip("the card cannot be reset through sysfs");
+    }
+    let start = Instant::now();
+    check!(!get(&file, address)?.is_live(), "a reset card is live");
+    check!(
+        start.elapsed() < Duration::from_secs(20),
+        "noticed after {:?} only",
+        start.elapsed()
+    );
+    function.unbind(DRIVER)?;
+    function.bind(DRIVER)?;
+    check!(get(&file, address)?.is_live(), "not live when bound again");
     Ok(())
 }
 
