@@ -8,9 +8,9 @@
 //! against what is in flight, and wakes.
 //!
 //! A card that misses a deadline, answers nonsense or lost its queue is dead: its bus master is
-//! cleared, every waiter gets an error, later commands are refused at once, and the log says so once. It is not
-//! reset then: a reset of an administrative controller ends the suspension of every function that
-//! it manages, which is for unbind to do when nobody relies on them.
+//! cleared, every waiter gets an error, later commands are refused at once, and the log says so
+//! once. It is not reset then: a reset of an administrative controller ends the suspension of every
+//! function that it manages, which is for unbind to do when nobody relies on them.
 //!
 //! # Locks
 //!
