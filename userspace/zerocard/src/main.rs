@@ -83,16 +83,21 @@ struct Serve {
 fn main() -> ExitCode {
     let Command::Serve(arguments) = Arguments::parse().command;
     if let Err(error) = start_logging() {
-        eprintln!("error: ZEROCARD_LOG: {error}");
+        complain(format_args!("ZEROCARD_LOG: {error}"));
         return ExitCode::from(2);
     }
     match serve(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error message. Unlike `eprintln!`, it does not panic when nobody takes it.
+fn complain(message: std::fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "error: {message}");
 }
 
 fn start_logging() -> Result<()> {
@@ -105,6 +110,9 @@ fn start_logging() -> Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // A line that cannot be written (full disk, reader gone) would be reported with eprintln!,
+        // whose panic would end the function, and with it the virtual machine that uses it.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

@@ -77,6 +77,29 @@ fn a_signal_ends_it_in_the_middle_of_everything() {
 }
 
 #[test]
+fn a_standard_error_that_takes_nothing_ends_nothing() {
+    let full = || {
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = zerocard();
+    command.stderr(full());
+    let mut server = Server::start_with(command, directory.path(), &["--json"]);
+    // Both connections are logged.
+    for _ in 0..2 {
+        Driver::start(&directory.path().join("admin.sock")).identify();
+    }
+    assert_eq!(server.end(Signal::TERM).0.code(), Some(0));
+    let mut command = zerocard();
+    command.args(["serve", "--dir", "/nonexistent/zerocard"]);
+    let mut child = command.stderr(full()).spawn().unwrap();
+    assert_eq!(wait(&mut child).code(), Some(1));
+}
+
+#[test]
 fn a_stale_socket_is_replaced_and_a_served_one_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("admin.sock");

@@ -36,7 +36,11 @@ impl Server {
     }
 
     pub(crate) fn start_in(directory: &Path, options: &[&str]) -> Self {
-        let mut child = zerocard()
+        Self::start_with(zerocard(), directory, options)
+    }
+
+    pub(crate) fn start_with(mut command: Command, directory: &Path, options: &[&str]) -> Self {
+        let mut child = command
             .args(["serve", "--dir"])
             .arg(directory)
             .args(options)
