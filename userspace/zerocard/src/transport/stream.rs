@@ -2,9 +2,9 @@
 
 //! A connection: whole messages with their descriptors in, whole replies out.
 //!
-//! Owned by the session. The socket is non-blocking and every wait also watches the stop
-//! descriptor, so a client that stops halfway through a message, or never reads its replies, cannot
-//! keep the process from ending. Descriptors are owned from the moment they arrive.
+//! Owned by the session. The socket is non-blocking, every wait also watches the stop descriptor, and
+//! so does the start of every message: a client that stops halfway through a message, never reads
+//! its replies or never pauses cannot keep the process from ending. Descriptors are owned from the moment they arrive.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -81,6 +81,9 @@ impl<'a> Stream<'a> {
 
     /// The next message.
     pub(super) fn receive(&self) -> Result<Message, Closed> {
+        if !wait(self.socket.as_fd(), PollFlags::IN, self.stop)? {
+            return Err(Closed::Stop);
+        }
         let mut fds = Vec::new();
         let mut too_many_fds = false;
         let mut head = [0; HEADER];
@@ -162,5 +165,32 @@ impl<'a> Stream<'a> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::EventfdFlags;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+    #[test]
+    fn the_end_comes_before_a_message_that_is_there_already() {
+        let (client, server) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .unwrap();
+        let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let stream = Stream::new(server, stop.as_fd());
+        let message = [7, 0, 4, 0, 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        for _ in 0..2 {
+            assert_eq!(rustix::io::write(&client, &message), Ok(16));
+        }
+        assert!(matches!(stream.receive(), Ok(message) if message.header.id == 7));
+        rustix::io::write(&stop, &1u64.to_ne_bytes()).unwrap();
+        assert!(matches!(stream.receive(), Err(Closed::Stop)));
     }
 }
