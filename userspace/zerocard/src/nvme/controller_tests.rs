@@ -489,6 +489,23 @@ fn bad_doorbells_become_an_event_and_nothing_else() {
 }
 
 #[test]
+fn a_reset_empties_the_error_log_and_keeps_the_count() {
+    let mut rig = Rig::enabled();
+    assert_eq!(rig.status(command(0xff, 0)), 0x001);
+    rig.set(0x14, 0);
+    rig.enable();
+    let mut count = [0xee; 8];
+    rig.bench.memory.write(DATA, &count).unwrap();
+    assert_eq!(rig.status(command(0x02, 0x000f_0001)), 0);
+    rig.bench.memory.read(DATA, &mut count).unwrap();
+    assert_eq!(count, [0; 8], "no entry");
+    assert_eq!(rig.status(command(0xff, 0)), 0x001);
+    assert_eq!(rig.status(command(0x02, 0x000f_0001)), 0);
+    rig.bench.memory.read(DATA, &mut count).unwrap();
+    assert_eq!(count, [2, 0, 0, 0, 0, 0, 0, 0], "the second error ever");
+}
+
+#[test]
 fn held_requests_have_a_limit_and_can_be_aborted() {
     let mut rig = Rig::enabled();
     for cid in 0..4 {

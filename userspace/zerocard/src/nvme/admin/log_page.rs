@@ -131,6 +131,11 @@ impl ErrorLog {
         self.entries.truncate(usize::from(ERROR_ENTRIES));
     }
 
+    /// Forgets the entries; counting goes on.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+    }
+
     fn page(&self) -> Vec<u8> {
         let mut page: Vec<u8> = self.entries.iter().flatten().copied().collect();
         page.resize(usize::from(ERROR_ENTRIES) * 64, 0);

@@ -85,11 +85,13 @@ impl Admin {
         }
     }
 
-    /// A Controller Level Reset: features fall back to their defaults, held commands vanish. The
-    /// error log stays: a driver reads it after the reset that the error made necessary.
+    /// A Controller Level Reset: features fall back to their defaults, held commands vanish, and the
+    /// error log is emptied but for its count, as section 5.1.12.1.2 wants it. The next driver may
+    /// be in another virtual machine.
     pub(super) fn reset(&mut self) {
         self.features = Features::default();
         self.events = Events::default();
+        self.errors.clear();
         self.ready.clear();
     }
 
