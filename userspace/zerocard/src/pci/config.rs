@@ -87,6 +87,7 @@ impl ConfigSpace {
     /// reset; that bit always reads zero.
     pub(crate) fn write(&mut self, offset: usize, data: &[u8]) -> bool {
         let mut reset = false;
+        let power = self.power_state();
         for (i, value) in data.iter().enumerate() {
             let at = offset + i;
             let (Some(byte), Some(mask)) = (self.bytes.get_mut(at), self.writable.get(at)) else {
@@ -94,6 +95,10 @@ impl ConfigSpace {
             };
             *byte = (*byte & !mask) | (value & mask);
             reset |= at == DEVICE_CONTROL + 1 && value & INITIATE_FLR != 0;
+        }
+        // D1 and D2 do not exist: such a write completes and the state stays.
+        if matches!(self.power_state(), 1 | 2) {
+            self.bytes[POWER_MANAGEMENT + 4] ^= self.power_state() ^ power;
         }
         reset
     }
@@ -104,7 +109,12 @@ impl ConfigSpace {
     }
 
     fn powered_on(&self) -> bool {
-        self.bytes[POWER_MANAGEMENT + 4] & 3 == 0
+        self.power_state() == 0
+    }
+
+    /// PowerState of the power management capability: 0 is D0, 3 is D3hot.
+    fn power_state(&self) -> u8 {
+        self.bytes[POWER_MANAGEMENT + 4] & 3
     }
 
     /// Bus Master Enable, and powered on.
@@ -322,6 +332,15 @@ pub(crate) mod tests {
         assert!(space.bus_master() && space.memory_enabled());
         space.write(POWER_MANAGEMENT + 4, &[3]);
         assert!(!space.bus_master() && !space.memory_enabled());
+    }
+
+    #[test]
+    fn power_states_that_do_not_exist_are_not_entered() {
+        let mut space = ConfigSpace::new(&identity());
+        for (written, state) in [(1, 0), (2, 0), (3, 3), (2, 3), (1, 3), (0, 0)] {
+            space.write(POWER_MANAGEMENT + 4, &[written]);
+            assert_eq!(read32(&space, POWER_MANAGEMENT + 4), 8 | state, "{written}");
+        }
     }
 
     #[test]
