@@ -118,10 +118,10 @@ fn start_logging() -> Result<()> {
 }
 
 fn serve(arguments: &Serve) -> Result<()> {
-    // Before anything that would have to be cleaned up exists.
-    let signals = Signals::new().context("signal handlers")?;
     let slots = card::functions(&arguments.serial);
     let lock = DirectoryLock::acquire(&arguments.dir)?;
+    // Before anything that would have to be cleaned up exists.
+    let signals = Signals::new().context("signal handlers")?;
     let mut functions = Vec::new();
     for slot in slots {
         let path = arguments.dir.join(format!("{}.sock", slot.name));

@@ -28,14 +28,23 @@ const NOT_FOR_OTHERS: Mode = Mode::XUSR.union(Mode::RWXG).union(Mode::RWXO);
 pub(crate) struct DirectoryLock(#[allow(dead_code)] OwnedFd);
 
 impl DirectoryLock {
-    /// Waits for the lock. It ends with the value.
+    /// Waits for the lock. It ends with the value. Called while signals still kill: anybody who may
+    /// read the directory can hold the lock, and no handler could interrupt the wait.
     pub(crate) fn acquire(directory: &Path) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let name = directory.display();
         let fd = rustix::fs::open(directory, flags, Mode::empty())
             .with_context(|| format!("directory {name} (it has to exist)"))?;
-        rustix::fs::flock(&fd, FlockOperation::LockExclusive)
-            .with_context(|| format!("lock on directory {name}"))?;
+        let locked = match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::AGAIN) => {
+                tracing::info!(
+                    "waiting for the lock on directory {name}, which another process holds"
+                );
+                rustix::fs::flock(&fd, FlockOperation::LockExclusive)
+            }
+            result => result,
+        };
+        locked.with_context(|| format!("lock on directory {name}"))?;
         Ok(Self(fd))
     }
 }

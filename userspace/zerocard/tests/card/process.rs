@@ -2,16 +2,17 @@
 
 //! Start and end of the process: ready line, sockets, signals, exit codes.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 
 use crate::client::{message, Client, REGION_READ};
 use crate::driver::Driver;
-use crate::server::{wait, zerocard, Server};
+use crate::server::{readable, wait, zerocard, Server};
 
 fn fails(arguments: &[&str], directory: Option<&Path>) -> (Option<i32>, String) {
     let mut command = zerocard();
@@ -114,6 +115,30 @@ fn a_stale_socket_is_replaced_and_a_served_one_is_not() {
     );
     Driver::start(&socket).identify();
     assert!(server.alive());
+}
+
+#[test]
+fn waiting_for_another_card_is_said_and_can_be_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let held = std::fs::File::open(directory.path()).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut child = zerocard()
+        .args(["serve", "--dir"])
+        .arg(directory.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    if readable(said.get_ref()) {
+        said.read_line(&mut line).unwrap();
+    }
+    rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let status = wait(&mut child);
+    assert!(line.contains("waiting for the lock"), "{line}");
+    assert!(!status.success(), "it never served");
+    assert!(!directory.path().join("admin.sock").exists());
 }
 
 #[test]

@@ -108,7 +108,8 @@ pub(crate) fn wait(child: &mut Child) -> ExitStatus {
     status
 }
 
-fn readable(fd: &impl AsFd) -> bool {
+/// Waits until there is something to read, or the end of it.
+pub(crate) fn readable(fd: &impl AsFd) -> bool {
     let limit = Timespec {
         tv_sec: LIMIT.as_secs() as i64,
         tv_nsec: 0,
