@@ -251,8 +251,9 @@ impl Kind for Controller {
     }
 
     fn write(&mut self, offset: usize, data: &[u8], bus: &mut Bus<'_>) {
-        // Hosts shall access registers by aligned dwords (or both halves of a 64-bit one at once).
-        // Anything else is the host's error and has no effect.
+        // Hosts shall access registers by aligned dwords, or both halves of a 64-bit one at once.
+        // Any two neighbours are taken one after the other; the rest is the host's error and has
+        // no effect.
         let whole = matches!(data.len(), 4 | 8) && offset % 4 == 0;
         if !whole {
             tracing::debug!(
