@@ -63,8 +63,9 @@ impl Capabilities {
         if bar.maxsize() < end {
             return Err(Refusal::BarTooSmall(bar.maxsize()));
         }
-        // CAP.TO holds 127.5 s at most; what takes longer stands in CRTO (Base 2.1, 3.1.4.21). The
-        // unit of all three is 500 ms.
+        // CAP.TO holds 127.5 s at most; what takes longer stands in CRTO (Base 2.1, 3.1.4.21), up to
+        // nine hours. Nobody waits that long with the device lock held: `LONGEST_UNITS` is the end.
+        // The unit of all is 500 ms.
         let mut units = u64::from(cap.to());
         if cap.crms() != 0 {
             let crto = bar.read32(registers::CRTO);
@@ -83,11 +84,17 @@ impl Capabilities {
             version: Version(bar.read32(registers::VS)),
             doorbell_stride: cap.dstrd(),
             // One more, because the register rounds down for a card that needs part of a unit.
-            ready_limit_ms: units.saturating_add(1).saturating_mul(500),
+            ready_limit_ms: units
+                .min(LONGEST_UNITS)
+                .saturating_add(1)
+                .saturating_mul(500),
             command_set,
         })
     }
 }
+
+/// The longest time to become ready that a controller is given, in units of 500 ms: ten minutes.
+const LONGEST_UNITS: u64 = 1200;
 
 /// Where the admin queue is.
 #[derive(Clone, Copy)]

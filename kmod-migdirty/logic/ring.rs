@@ -58,17 +58,18 @@ impl SubmissionRing {
 
     /// Takes note of the head that a completion carries (SQHD).
     ///
-    /// Refused when it is outside of the queue or is not between the last head and the tail: a
-    /// card can neither give entries back nor fetch what was not submitted.
+    /// Refused when it is outside of the queue. A head that is not between the last one and the
+    /// tail is an older one and changes nothing: a card that makes completions in parallel may
+    /// post them in another order than it read its head.
     pub fn report_head(&mut self, reported: u16) -> Result<(), BadHead> {
-        if reported >= self.depth
-            || distance(self.head, reported, self.depth)
-                > distance(self.head, self.tail, self.depth)
-        {
+        if reported >= self.depth {
             return Err(BadHead { reported });
         }
-        // INVARIANT: just checked to be below `depth`.
-        self.head = reported;
+        let fetched = distance(self.head, reported, self.depth);
+        if fetched <= distance(self.head, self.tail, self.depth) {
+            // INVARIANT: just checked to be below `depth`.
+            self.head = reported;
+        }
         Ok(())
     }
 
@@ -171,19 +172,23 @@ mod tests {
     }
 
     #[test]
-    fn heads_that_cannot_be_are_refused() {
+    fn heads_outside_are_refused_and_older_ones_ignored() {
         let mut ring = SubmissionRing::new(8);
         for _ in 0..5 {
             ring.push().unwrap();
         }
         ring.report_head(3).unwrap();
-        for reported in [0, 1, 2, 6, 7, 8, 9, 0x7fff, 0xffff] {
+        for reported in [8, 9, 0x7fff, 0xffff] {
             assert_eq!(ring.report_head(reported), Err(BadHead { reported }));
         }
-        for reported in [3, 4, 5] {
+        for reported in [0, 1, 2, 6, 7] {
             ring.report_head(reported).unwrap();
+            assert_eq!(ring.occupied(), 2);
         }
-        assert_eq!(ring.occupied(), 0);
+        for (reported, left) in [(3, 2), (4, 1), (5, 0)] {
+            ring.report_head(reported).unwrap();
+            assert_eq!(ring.occupied(), left);
+        }
     }
 
     #[test]
