@@ -16,12 +16,14 @@ use super::stream::{Closed, Message, Stream};
 use super::version;
 use super::wire::{self, command, irq, region, Body};
 use crate::memory::MapRequest;
+use crate::throttle::Throttle;
 
 /// Serves a client until it goes or the process is to end.
 pub(super) fn run(stream: &Stream<'_>, device: &mut dyn Device) -> Closed {
     let mut session = Session {
         device,
         negotiated: false,
+        warnings: Throttle::default(),
     };
     loop {
         let message = match stream.receive() {
@@ -55,6 +57,7 @@ pub(super) fn run(stream: &Stream<'_>, device: &mut dyn Device) -> Closed {
 struct Session<'a> {
     device: &'a mut dyn Device,
     negotiated: bool,
+    warnings: Throttle,
 }
 
 impl Session<'_> {
@@ -113,7 +116,10 @@ impl Session<'_> {
         };
         tracing::trace!("map {request:x?}, {} fds", fds.len());
         self.device.map(request, fds.first()).map_err(|error| {
-            tracing::warn!("DMA map {request:x?} refused: {error}");
+            // A guest with an IOMMU can ask for more maps than there may be, for ever.
+            if self.warnings.ready() {
+                tracing::warn!("DMA map {request:x?} refused: {error}");
+            }
             errno(&error)
         })?;
         Ok(Vec::new())

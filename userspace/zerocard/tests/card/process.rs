@@ -10,7 +10,7 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal};
 
-use crate::client::{message, Client, REGION_READ};
+use crate::client::{message, Client, DMA_MAP, REGION_READ};
 use crate::driver::Driver;
 use crate::server::{readable, wait, zerocard, Server};
 
@@ -98,6 +98,24 @@ fn a_standard_error_that_takes_nothing_ends_nothing() {
     command.args(["serve", "--dir", "/nonexistent/zerocard"]);
     let mut child = command.stderr(full()).spawn().unwrap();
     assert_eq!(wait(&mut child).code(), Some(1));
+}
+
+#[test]
+fn refused_maps_do_not_fill_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut command = zerocard();
+    command.stderr(log.reopen().unwrap());
+    let mut server = Server::start_with(command, directory.path(), &["--json"]);
+    let mut client = Client::connect(&directory.path().join("admin.sock"));
+    for _ in 0..2000 {
+        client.call(DMA_MAP, &[0; 32]).unwrap_err();
+    }
+    assert_eq!(server.end(Signal::TERM).0.code(), Some(0));
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    let lines = text.matches("DMA map").count();
+    // One a second, and a second is long enough for many messages on any machine.
+    assert!((1..1000).contains(&lines), "{lines} lines");
 }
 
 #[test]
