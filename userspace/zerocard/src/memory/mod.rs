@@ -79,11 +79,22 @@ enum Access {
 }
 
 /// The DMA maps of one client.
-#[derive(Default)]
 pub(crate) struct GuestMemory {
     maps: BTreeMap<u64, Map>,
+    max_maps: usize,
     files: RamFiles,
     warned_no_file: AtomicBool,
+}
+
+impl Default for GuestMemory {
+    fn default() -> Self {
+        Self {
+            maps: BTreeMap::new(),
+            max_maps: MAX_MAPS,
+            files: RamFiles::default(),
+            warned_no_file: AtomicBool::new(false),
+        }
+    }
 }
 
 impl GuestMemory {
@@ -110,7 +121,7 @@ impl GuestMemory {
         if !same && self.overlapping(request.iova, last).next().is_some() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        if !same && self.maps.len() >= MAX_MAPS {
+        if !same && self.maps.len() >= self.max_maps {
             return Err(rustix::io::Errno::NOSPC.into());
         }
         let file = match file {
@@ -138,7 +149,8 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Removes whatever is mapped in a range: several maps, parts of maps, or nothing.
+    /// Removes whatever is mapped in a range: several maps, parts of maps, or nothing. At the limit
+    /// of maps, what lies above a hole in a map goes with the hole.
     pub(crate) fn unmap(&mut self, iova: u64, size: u64) {
         let Some(rest) = size.checked_sub(1) else {
             return;
@@ -153,7 +165,10 @@ impl GuestMemory {
             let Some(map) = self.maps.remove(&start) else {
                 continue;
             };
-            if map.last > last {
+            // Cutting a hole makes two maps of one. An unmap never fails, so where there is no
+            // room for both, the upper one goes as well.
+            let room = start >= iova || self.maps.len() + 2 <= self.max_maps;
+            if map.last > last && room {
                 // last < map.last, so the next address exists and lies above start.
                 let next = last + 1;
                 let offset = map.offset + (next - start);
@@ -385,6 +400,29 @@ pub(crate) mod tests {
         assert_eq!(reads(&memory, 0x2000, 0x1000), Ok(()));
         memory.unmap(0x77_0000, 0x1000);
         memory.unmap(0, 0);
+    }
+
+    #[test]
+    fn unmapping_holes_makes_no_more_maps_than_there_may_be() {
+        let file = memfd(0x1000);
+        let mut memory = GuestMemory::default();
+        memory.map(request(0, 0x1000, 0), Some(&file)).unwrap();
+        memory.max_maps = 3;
+        for hole in [0xe00, 0xc00, 0xa00] {
+            memory.unmap(hole, 1);
+        }
+        assert_eq!(memory.maps.len(), 3);
+        assert_eq!(reads(&memory, 0x9ff, 1), Ok(()));
+        assert_eq!(reads(&memory, 0xc01, 0x1ff), Ok(()));
+        assert_eq!(reads(&memory, 0xe01, 0x1ff), Ok(()));
+        for gone in [0xa00, 0xa01, 0xc00, 0xe00] {
+            assert_eq!(
+                reads(&memory, gone, 1),
+                Err(DmaError::NotMapped),
+                "{gone:x}"
+            );
+        }
+        assert!(memory.map(request(0x8000, 0x1000, 0), Some(&file)).is_err());
     }
 
     #[test]
