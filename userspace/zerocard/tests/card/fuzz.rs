@@ -125,6 +125,8 @@ fn run(seed: u64) {
             // the server may have hung up in the middle of it.
             let garbage = random.bytes(200);
             let _ = client.stream.write_all(&garbage);
+            // It goes first: the server may be waiting for the rest of what looked like a message.
+            drop(client);
             client = Client::connect(&server.socket());
             client.map(0, 0x10_0000, 0, &ram).unwrap();
             continue;

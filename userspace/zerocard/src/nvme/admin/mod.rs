@@ -14,7 +14,7 @@ mod log_page;
 
 use std::collections::VecDeque;
 
-use zeroshift_nvme::command::{admin, Command};
+use zeroshift_nvme::command::{admin, feature, Command};
 use zeroshift_nvme::completion::Completion;
 use zeroshift_nvme::status::Status;
 
@@ -159,7 +159,12 @@ impl Admin {
             admin::GET_FEATURES => self.features.get(command),
             admin::SET_FEATURES => {
                 self.features.set(command)?;
-                if self.features.temperature_event() {
+                // Only these two can make it due; after any other it would be reported twice.
+                let thermal = matches!(
+                    command.cdw10 as u8,
+                    feature::TEMPERATURE_THRESHOLD | feature::ASYNC_EVENT_CONFIGURATION
+                );
+                if thermal && self.features.temperature_event() {
                     self.events.raise(Event::TEMPERATURE_THRESHOLD);
                 }
                 Ok(0)
