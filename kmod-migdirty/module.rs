@@ -84,9 +84,11 @@ impl kernel::InPlaceModule for Migdirty {
                 common::layout::check(sys::LAYOUT)?;
                 card::check_parameters()?;
             },
-            registry: sys::init_registry(),
+            // SAFETY: module init runs once, and the next two lines register the users.
+            registry: unsafe { sys::init_registry() },
             driver <- driver::Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
-            device <- common::misc_device::Registration::new(module),
+            // SAFETY: part of the module's structure, which goes at module exit.
+            device <- unsafe { common::misc_device::Registration::new(module) },
         })
     }
 }

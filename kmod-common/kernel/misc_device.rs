@@ -61,7 +61,12 @@ unsafe impl<T: FileOperations> Sync for Registration<T> {}
 
 impl<T: FileOperations> Registration<T> {
     /// Registers the device; the node appears at once.
-    pub(crate) fn new(module: &'static ThisModule) -> impl PinInit<Self, Error> {
+    ///
+    /// # Safety
+    ///
+    /// The value lives as long as the module: open files use what is in it, and what they hold is
+    /// the module.
+    pub(crate) unsafe fn new(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(&this in Self {
             operations <- Opaque::ffi_init(|slot: *mut bindings::file_operations| {
                 // SAFETY: `slot` is valid for a write.

@@ -2,8 +2,8 @@
 
 //! The unsafe ground of migdirty.ko that `kmod-common/kernel` does not already cover.
 //!
-//! Nothing here has state. What is public is safe to call; the rest of the module has no `unsafe`
-//! but the word that `global_lock!` wants in `registry.rs`, which [`init_registry`] answers for.
+//! Nothing here has state. The rest of the module has no `unsafe` but two promises that only
+//! `module.rs` can make, and the word that `global_lock!` wants in `registry.rs`.
 
 use crate::{
     common::layout::{layout_table, Entry},
@@ -21,10 +21,14 @@ unsafe impl FromBytes for MigdirtyCard {}
 // SAFETY: no padding (`uapi/tests/header.rs` adds the fields up), so every byte is initialised.
 unsafe impl AsBytes for MigdirtyCard {}
 
-/// Readies the list of cards. Once, by module init, before anything can use it.
-pub(crate) fn init_registry() -> registry::Registry {
-    // SAFETY: module init runs once and calls this once, before it registers the driver and the
-    // device, which are the only users.
+/// Readies the list of cards.
+///
+/// # Safety
+///
+/// Called once, by module init, before it registers the driver and the device, which are the only
+/// users.
+pub(crate) unsafe fn init_registry() -> registry::Registry {
+    // SAFETY: the caller's promise.
     unsafe { registry::CARDS.init() };
     registry::Registry
 }
