@@ -76,10 +76,16 @@ pub(crate) struct BuildRoot {
     pub(crate) id: String,
 }
 
+/// The root file system, inside the artefact.
+const TREE: &str = "tree";
+
 const FACTS: &str = "zeroshift.json";
 
 /// `unshare` runs this: mounts what the command needs and enters the root. `$1` root, `$2` folder to be in,
 /// then folders to show inside at the same path, `--`, the command.
+///
+/// The shell stays, as the first process of its PID namespace: it dies with us, and all others with it. The command
+/// itself could lose its parent-death signal (apt-get does, when it changes its user).
 const ENTER: &str = r#"
 set -eu
 root=$1 cwd=$2; shift 2
@@ -93,8 +99,9 @@ while [ "$1" != -- ]; do
   shift
 done
 shift
-exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LC_ALL=C.UTF-8 \
+chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LC_ALL=C.UTF-8 \
   DEBIAN_FRONTEND=noninteractive sh -c 'cd "$0" && exec "$@"' "$cwd" "$@"
+exit $?
 "#;
 
 impl BuildRoot {
@@ -108,7 +115,7 @@ impl BuildRoot {
             ("backports", recipe.backports.join(" ").as_bytes()),
             ("series", recipe.series.join(" ").as_bytes()),
             ("packages", packages.as_bytes()),
-            ("recipe", b"2".as_slice()),
+            ("recipe", b"3".as_slice()),
         ]);
         if cache.find("root", &key).is_none() {
             machine::check_for_setup(cache.dir())?;
@@ -116,7 +123,7 @@ impl BuildRoot {
         let dir = cache.artefact("root", &key, Leftover::Remove, |dir| {
             make(cache, &recipe, mirror, dir)
         })?;
-        Self::at(cache, repo, dir)
+        Self::at(cache, repo, dir.join(TREE))
     }
 
     fn at(cache: &Cache, repo: &Path, dir: PathBuf) -> Result<Self> {
@@ -187,12 +194,26 @@ fn make(cache: &Cache, recipe: &Recipe, mirror: Option<&str>, dir: &Path) -> Res
         Some(m) => m.to_owned(),
         None => machine::mirror()?,
     };
+    // It has setuid programs that nobody will ever update: out of everybody's reach. Its own `/` must be open.
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    let dir = &dir.join(TREE);
+    fs::create_dir(dir)?;
     let inside = |program: &str| enter(dir, Path::new("/"), &[], Network::Host, program);
 
     // mmdebstrap checks the archive's signatures with the machine's Debian keyring and carries the keys over.
     // It mounts /proc and more in the root: in a namespace of its own, they vanish even when it is killed.
     let mut base = command::command("unshare");
-    base.args(["--mount", "--pid", "--fork", "--kill-child", "mmdebstrap"]);
+    base.args([
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        r#""$@"; exit $?"#,
+        "sh",
+        "mmdebstrap",
+    ]);
     base.args([
         "--mode=root",
         "--variant=apt",
@@ -256,8 +277,6 @@ fn make(cache: &Cache, recipe: &Recipe, mirror: Option<&str>, dir: &Path) -> Res
     )?;
     let status = fs::read(dir.join("var/lib/dpkg/status"))?;
     facts.packages = Key::of([("status", status.as_slice())]).as_str().to_owned();
-    // It has setuid programs that nobody will ever update.
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
     fs::remove_dir_all(&packages).ok();
     fs::write(dir.join(FACTS), serde_json::to_string_pretty(&facts)?)?;
     Ok(())

@@ -8,20 +8,29 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context as _, Result};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
 use crate::ui::Step;
 
-/// A command that the kernel kills when the thread that starts it is gone.
-pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut c = Command::new("setpriv");
+/// A command that may outlive us: the machine's own package manager, which must not be cut off.
+pub(crate) fn lasting(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut c = Command::new(program);
     // A user's PATH, which sudo -E hands over, has no sbin; chroot and dpkg's helpers live there.
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     path.push(":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin");
     c.env("PATH", path);
+    c
+}
+
+/// A command that the kernel kills when the thread that starts it is gone.
+pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut c = lasting("setpriv");
     c.args(["--pdeathsig", "KILL", "--"]).arg(program);
     c
 }
@@ -127,6 +136,23 @@ fn capture(step: &Step, log: &Path, cmd: &mut Command) -> Result<(ExitStatus, St
         text += &line;
     }
     Ok((child.wait()?, text))
+}
+
+/// Waits until `fd` can be read, or has ended; false when that takes longer than `limit`.
+pub(crate) fn wait_readable(fd: &impl AsFd, limit: Duration) -> Result<bool> {
+    let end = Instant::now() + limit;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: left.as_secs().try_into()?,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout)) {
+            Ok(n) => return Ok(n > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e).context("poll"),
+        }
+    }
 }
 
 /// The last `n` lines of `text`, indented.

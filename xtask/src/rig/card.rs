@@ -3,13 +3,11 @@
 //! A zerocard beside a rig: started before the machine, ended after it.
 
 use std::io::{BufRead, BufReader};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use serde::Deserialize;
 
 use super::console::Running;
@@ -70,7 +68,7 @@ impl Card {
                 log.display()
             )
         };
-        if !wait_readable(&stdout, LIMIT)? {
+        if !command::wait_readable(&stdout, LIMIT)? {
             bail!(
                 "{}",
                 said(format!(
@@ -105,7 +103,7 @@ impl Card {
         let pid = rustix::process::Pid::from_child(child);
         let handle = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        let ended = wait_readable(&handle, LIMIT)?;
+        let ended = command::wait_readable(&handle, LIMIT)?;
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let log = format!(
             "{}\n(all of it: {})",
@@ -131,23 +129,6 @@ impl Card {
 
 /// How long a card may take to start or to end.
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Waits until `fd` can be read, or has ended; false when that takes longer than `limit`.
-fn wait_readable(fd: &impl AsFd, limit: Duration) -> Result<bool> {
-    let end = Instant::now() + limit;
-    loop {
-        let left = end.saturating_duration_since(Instant::now());
-        let timeout = Timespec {
-            tv_sec: left.as_secs().try_into()?,
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout)) {
-            Ok(n) => return Ok(n > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e).context("poll"),
-        }
-    }
-}
 
 /// QEMU's arguments for card functions, each behind its own root port.
 pub(crate) fn function_arguments(sockets: &[PathBuf]) -> Vec<String> {

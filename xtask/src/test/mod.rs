@@ -9,6 +9,7 @@ mod debug;
 mod e2e;
 mod hosts;
 mod kdir;
+mod killed;
 mod logic;
 mod vmfunc;
 
@@ -135,6 +136,12 @@ const SCENARIOS: &[Scenario] = &[
         name: "workspace",
         what: "cargo test of every crate",
         run: logic::workspace,
+    },
+    Scenario {
+        level: Level::Stock,
+        name: "killed",
+        what: "nothing is left of a run that was killed",
+        run: killed::scenario,
     },
     Scenario {
         level: Level::Stock,
