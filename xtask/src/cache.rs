@@ -6,6 +6,7 @@
 //! moment leaves something that the next run sees as unfinished. One flock per artefact keeps two runs apart.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
@@ -39,17 +40,19 @@ pub(crate) struct Cache {
 /// How many runs' logs are kept.
 const RUNS_LOGGED: usize = 20;
 
-/// What stands in the folder and is ours to remove.
-const KINDS: [&str; 9] = [
-    "root-",
-    "source-",
-    "metadata-",
-    "kernel-",
-    "layer-",
-    "modules-",
-    "packages",
-    "logs",
-    "run",
+/// Says that a folder is a cache of ours, so that we may remove things in it.
+const MARK: &str = ".zeroshift-cache";
+
+/// Kinds of artefacts; each is in a folder `<kind>-<key>`.
+const KINDS: [&str; 8] = [
+    "root",
+    "source",
+    "metadata",
+    "kernel-test",
+    "kernel-debug",
+    "layer-base",
+    "layer-qemu",
+    "modules",
 ];
 
 impl Cache {
@@ -74,16 +77,29 @@ impl Cache {
     /// A cache folder at `dir`, made when it does not exist.
     pub(crate) fn at(dir: &Path) -> Result<Self> {
         let make = || {
-            format!(
-                "make the cache folder {} (ZEROSHIFT_CACHE names another)",
-                dir.display()
-            )
+            let dir = dir.display();
+            format!("make the cache folder {dir} (ZEROSHIFT_CACHE names another; it must be yours to write)")
         };
+        fs::create_dir_all(dir).with_context(make)?;
+        let dir = dir.canonicalize().with_context(make)?;
+        let marked = dir.join(MARK).is_file();
+        if !marked && fs::read_dir(&dir).with_context(make)?.next().is_some() {
+            bail!(
+                "{} is no cache folder of ours and not empty: things in a cache folder get removed\n=> let \
+                 ZEROSHIFT_CACHE name a folder of its own, such as {}",
+                dir.display(),
+                dir.join("zeroshift").display()
+            );
+        }
+        fs::write(
+            dir.join(MARK),
+            "Cache of Zeroshift's xtask. Everything in here can be made again.\n",
+        )
+        .with_context(make)?;
         for sub in ["locks", "logs", "packages/partial", "run"] {
             fs::create_dir_all(dir.join(sub)).with_context(make)?;
         }
-        let dir = dir.canonicalize().with_context(make)?;
-        let in_use = File::create(dir.join("locks/in-use"))?;
+        let in_use = File::create(dir.join("locks/in-use")).with_context(make)?;
         match rustix::fs::flock(&in_use, FlockOperation::NonBlockingLockShared) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => bail!(
@@ -122,13 +138,19 @@ impl Cache {
         let Ok(entries) = fs::read_dir(self.dir.join("logs")) else {
             return;
         };
+        let is_run = |name: &str| {
+            let number = |t: &str| !t.is_empty() && t.bytes().all(|b| b.is_ascii_digit());
+            name.split_once('-')
+                .is_some_and(|(time, pid)| time.len() == 12 && number(time) && number(pid))
+        };
         let mut runs: Vec<PathBuf> = entries
             .flatten()
+            .filter(|e| e.file_name().to_str().is_some_and(is_run))
             .map(|e| e.path())
-            .filter(|p| p.is_dir())
             .collect();
         runs.sort();
-        let old = runs.len().saturating_sub(RUNS_LOGGED);
+        // One more is about to come.
+        let old = (runs.len() + 1).saturating_sub(RUNS_LOGGED);
         for run in runs.iter().take(old) {
             fs::remove_dir_all(run).ok();
         }
@@ -195,11 +217,10 @@ impl Cache {
         let run = self.dir.join("run");
         let _making = self.lock("run")?;
         for entry in fs::read_dir(&run)?.flatten() {
-            let abandoned = match File::open(entry.path().join(OWNER)) {
-                Ok(owner) => {
-                    rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive).is_ok()
-                }
-                Err(_) => true,
+            let owner = File::open(entry.path().join(OWNER));
+            let abandoned = match owner {
+                Ok(f) => rustix::fs::flock(&f, FlockOperation::NonBlockingLockExclusive).is_ok(),
+                Err(e) => e.kind() == io::ErrorKind::NotFound,
             };
             if abandoned {
                 fs::remove_dir_all(entry.path()).ok();
@@ -225,10 +246,8 @@ impl Cache {
         let step = Step::start(format!("cleaning {}", self.dir.display()));
         for entry in fs::read_dir(&self.dir)?.flatten() {
             let name = entry.file_name();
-            let ours = name
-                .to_str()
-                .is_some_and(|n| KINDS.iter().any(|k| n.starts_with(k)));
-            if ours && entry.path().is_dir() {
+            let ours = name.to_str().is_some_and(is_ours);
+            if ours && entry.file_type()?.is_dir() {
                 step.detail(&name.to_string_lossy());
                 remove_tree(&entry.path())?;
             }
@@ -236,6 +255,15 @@ impl Cache {
         step.done();
         Ok(())
     }
+}
+
+/// Whether an entry of the cache folder is one that we make (and not a lock, which others may hold).
+fn is_ours(name: &str) -> bool {
+    let is_key = |k: &str| k.len() == 12 && k.bytes().all(|b| b.is_ascii_hexdigit());
+    let artefact = name
+        .rsplit_once('-')
+        .is_some_and(|(kind, key)| KINDS.contains(&kind) && is_key(key));
+    artefact || ["packages", "logs", "run"].contains(&name)
 }
 
 /// Locked by the owner of a run's folder.
@@ -380,7 +408,16 @@ mod tests {
             .artefact("kernel-test", &key, Leftover::Remove, |_| Ok(()))
             .unwrap();
         fs::write(cache.dir().join("somebody's"), "").unwrap();
-        fs::create_dir(cache.dir().join("photos")).unwrap();
+        let foreign = [
+            "photos",
+            "running-notes",
+            "kernel-src",
+            "root-canal",
+            "packages-old",
+        ];
+        foreign
+            .iter()
+            .for_each(|f| fs::create_dir(cache.dir().join(f)).unwrap());
         let other = Cache::at(cache.dir()).unwrap();
         assert!(cache
             .clean()
@@ -390,12 +427,25 @@ mod tests {
         drop(other);
         cache.clean().unwrap();
         assert!(cache.find("kernel-test", &key).is_none());
-        assert!(cache.dir().join("somebody's").exists() && cache.dir().join("photos").exists());
+        assert!(cache.dir().join("somebody's").exists());
+        assert!(foreign.iter().all(|f| cache.dir().join(f).exists()));
         assert!(
             Cache::at(cache.dir()).is_err(),
             "nobody may come in while it is cleaned"
         );
         remove(&cache);
+    }
+
+    #[test]
+    fn a_folder_with_other_things_in_it_is_refused() {
+        let dir = std::env::temp_dir().join(format!("xtask-cache-foreign-{}", std::process::id()));
+        fs::create_dir_all(dir.join("run/important")).unwrap();
+        let err = Cache::at(&dir).unwrap_err().to_string();
+        assert!(
+            err.contains("not empty") && dir.join("run/important").exists(),
+            "{err}"
+        );
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
@@ -432,8 +482,8 @@ mod tests {
         }
         let log = cache.log("x");
         assert!(log.parent().unwrap().is_dir());
-        assert!(!cache.dir().join("logs/000000000004-1").exists());
-        assert!(cache.dir().join("logs/000000000005-1").exists());
+        assert!(!cache.dir().join("logs/000000000005-1").exists());
+        assert!(cache.dir().join("logs/000000000006-1").exists());
         remove(&cache);
     }
 }

@@ -242,7 +242,7 @@ fn building(cache: &Cache) -> Vec<Check> {
             "apt-get install git",
         ),
     ];
-    checks.push(match machine::mirror() {
+    checks.push(match machine::known_mirror().ok_or(()) {
         Ok(mirror) => Check::new("Debian mirror", true, mirror, ""),
         Err(_) => Check::new(
             "Debian mirror",

@@ -80,10 +80,10 @@ pub(crate) fn check_root() -> Result<()> {
     Ok(())
 }
 
-/// Enough room for a whole set-up; what the cache holds already counts.
+/// Enough room for a whole set-up. Asked only before a build root is made, when nothing else of it is usable.
 fn check_disk(cache: &Path) -> Result<()> {
     let free = free_bytes(cache)?;
-    let need = DISK_BYTES.saturating_sub(used_bytes(cache));
+    let need = DISK_BYTES;
     if free < need {
         bail!(
             "not enough disk below {}: {:.1} GiB free, set-up needs {:.1} GiB more\n=> free some space, or point ZEROSHIFT_CACHE at a larger disk",
@@ -99,15 +99,6 @@ fn check_disk(cache: &Path) -> Result<()> {
 pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
     let s = rustix::fs::statvfs(path).with_context(|| format!("statvfs {}", path.display()))?;
     Ok(s.f_bavail.saturating_mul(s.f_frsize))
-}
-
-fn used_bytes(cache: &Path) -> u64 {
-    let mut du = command::command("du");
-    du.args(["-s", "--block-size=1"]).arg(cache);
-    command::output(du)
-        .ok()
-        .and_then(|o| o.split_whitespace().next()?.parse().ok())
-        .unwrap_or(0)
 }
 
 /// Bytes as GiB, for messages.
@@ -147,35 +138,52 @@ fn parse_proxies(apt_config: &str) -> Vec<String> {
 
 /// Debian's mirror as this machine's own apt knows it.
 pub(crate) fn mirror() -> Result<String> {
-    let ask = || {
-        let mut apt = command::command("apt-get");
-        let format = "$(ORIGIN)|$(LABEL)|$(REPO_URI)";
-        apt.args(["indextargets", "--format", format, "Created-By: Packages"]);
-        parse_mirror(&command::output(apt).unwrap_or_default())
-    };
-    if let Some(mirror) = ask() {
+    if let Some(mirror) = known_mirror() {
         return Ok(mirror);
     }
     // A container's image has no index until the first update.
-    let mut update = command::command("apt-get");
-    command::output({
-        update.arg("update");
-        update
-    })
-    .ok();
-    ask().with_context(|| {
+    let mut update = command::lasting("apt-get");
+    update.arg("update");
+    command::output(update).ok();
+    known_mirror().with_context(|| {
         "this machine's apt configuration names no Debian mirror that answers\n=> check the network; or name one: \
          cargo xtask setup --mirror URI (and install debian-archive-keyring, whose keys check what comes from it)"
     })
 }
 
-fn parse_mirror(targets: &str) -> Option<String> {
-    targets
+/// The mirror that apt's index names now; asks nobody.
+pub(crate) fn known_mirror() -> Option<String> {
+    let mut apt = command::command("apt-get");
+    let format = "$(ORIGIN)|$(LABEL)|$(REPO_URI)";
+    apt.args(["indextargets", "--format", format, "Created-By: Packages"]);
+    parse_mirror(&command::output(apt).unwrap_or_default(), |p| {
+        fs::read_to_string(p).ok()
+    })
+}
+
+fn parse_mirror(targets: &str, read: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let uris = targets
         .lines()
         .filter_map(|l| l.split_once('|'))
         .filter_map(|(origin, rest)| Some((origin, rest.split_once('|')?)))
-        .find(|(origin, (label, uri))| *origin == "Debian" && *label == "Debian" && !uri.is_empty())
-        .map(|(_, (_, uri))| uri.to_owned())
+        .filter(|(origin, (label, _))| *origin == "Debian" && *label == "Debian")
+        .map(|(_, (_, uri))| uri);
+    let is_web = |uri: &str| uri.starts_with("http://") || uri.starts_with("https://");
+    // Cloud images name a file with mirrors; inside the build root there is no such file.
+    let listed = |uri: &str| {
+        let path = uri.strip_prefix("mirror+file:")?.trim_end_matches('/');
+        let text = read(path)?;
+        let first = text.split_whitespace().find(|w| is_web(w))?;
+        Some(first.to_owned())
+    };
+    uris.filter_map(|uri| {
+        if is_web(uri) {
+            Some(uri.to_owned())
+        } else {
+            listed(uri)
+        }
+    })
+    .next()
 }
 
 /// Makes sure the program `name` is there, from the package `package` if need be.
@@ -242,8 +250,33 @@ mod tests {
     #[test]
     fn the_mirror_is_debians_own_and_not_the_security_archive() {
         let targets = "Debian|Debian-Security|http://b/\nOther|Debian|http://c/\nDebian|Debian|http://a/debian/\n";
-        assert_eq!(parse_mirror(targets).as_deref(), Some("http://a/debian/"));
-        assert_eq!(parse_mirror("Node Source|Node Source|https://n/\n"), None);
+        let parse = |targets: &str| {
+            parse_mirror(targets, |_| {
+                Some(
+                    "http://m/debian	priority:1
+"
+                    .into(),
+                )
+            })
+        };
+        assert_eq!(parse(targets).as_deref(), Some("http://a/debian/"));
+        assert_eq!(
+            parse(
+                "Node Source|Node Source|https://n/
+"
+            ),
+            None
+        );
+        let cloud = "Debian|Debian|mirror+file:/etc/apt/mirrors/debian.list/
+";
+        assert_eq!(parse(cloud).as_deref(), Some("http://m/debian"));
+        assert_eq!(
+            parse(
+                "Debian|Debian|cdrom:[x]/
+"
+            ),
+            None
+        );
     }
 
     #[test]
