@@ -258,6 +258,7 @@ fn make(cache: &Cache, recipe: &Recipe, mirror: Option<&str>, dir: &Path) -> Res
 
     // Downloads live outside the root, so that a run that was interrupted does not fetch them twice.
     let packages = cache.dir().join("packages");
+    let _downloading = cache.lock("packages")?;
     fs::create_dir_all(packages.join("partial"))?;
     let mut install = enter(dir, Path::new("/"), &[&packages], Network::Host, "apt-get");
     install.args(["install", "-y", "--no-install-recommends"]);
@@ -277,8 +278,8 @@ fn make(cache: &Cache, recipe: &Recipe, mirror: Option<&str>, dir: &Path) -> Res
     )?;
     let status = fs::read(dir.join("var/lib/dpkg/status"))?;
     facts.packages = Key::of([("status", status.as_slice())]).as_str().to_owned();
-    fs::remove_dir_all(&packages).ok();
     fs::write(dir.join(FACTS), serde_json::to_string_pretty(&facts)?)?;
+    fs::remove_dir_all(&packages).ok();
     Ok(())
 }
 

@@ -130,7 +130,14 @@ impl Cache {
             self.sweep_logs();
             fs::create_dir_all(&self.logs).ok();
         }
-        self.logs.join(format!("{name}.log"))
+        let numbered = |n: u32| match n {
+            1 => format!("{name}.log"),
+            n => format!("{name}-{n}.log"),
+        };
+        let free = (1..)
+            .map(|n| self.logs.join(numbered(n)))
+            .find(|p| !p.exists());
+        free.unwrap_or_else(|| self.logs.join(numbered(1)))
     }
 
     /// Keeps the newest runs' logs: their folders' names sort by time.

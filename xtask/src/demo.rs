@@ -21,9 +21,9 @@ const MISSING: [&str; 4] = [
 
 /// Runs what there is.
 pub(crate) fn run(session: &Session, json: bool) -> Result<ExitCode> {
-    let run = test::nested(session)?;
+    let mut run = test::nested(session)?;
     let mut built = Vec::new();
-    for (name, outcome) in test::judge(&run) {
+    for (name, outcome) in test::judge(&mut run) {
         outcome.with_context(|| format!("the demo failed: {name}"))?;
         built.push(name);
     }

@@ -231,7 +231,7 @@ fn building(cache: &Cache) -> Vec<Check> {
         ),
         Check::new(
             "rustfmt and clippy",
-            machine::find_program("rustfmt") && machine::find_program("cargo-clippy"),
+            answers("rustfmt") && answers("cargo-clippy"),
             "the lints run them",
             "rustup component add rustfmt clippy (Debian: apt-get install rustfmt rust-clippy)",
         ),
@@ -293,7 +293,7 @@ fn rigs(host: &Host<'_>) -> Vec<Check> {
         .read("/proc/meminfo")
         .and_then(|m| memory_kib(&m))
         .unwrap_or(0);
-    let kvm = machine::has_hardware_virtualization(&host.read("/proc/cpuinfo").unwrap_or_default());
+    let kvm = machine::has_kvm();
     vec![
         Check::new(
             "memory",
@@ -313,11 +313,18 @@ fn rigs(host: &Host<'_>) -> Vec<Check> {
             if kvm {
                 "kvm"
             } else {
-                "tcg: works everywhere, some 50 times slower (no vmx or svm in /proc/cpuinfo)"
+                "tcg: works everywhere, some 50 times slower (KVM needs vmx or svm in /proc/cpuinfo, and /dev/kvm)"
             },
             "",
         ),
     ]
+}
+
+/// Whether the program runs: rustup has a stand-in for what is not installed.
+fn answers(program: &str) -> bool {
+    let mut c = command::command(program);
+    c.arg("--version");
+    command::output(c).is_ok()
 }
 
 fn can_unshare() -> bool {

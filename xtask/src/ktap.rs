@@ -103,6 +103,7 @@ pub(crate) fn parse(lines: &[String], exit: Option<i32>) -> Report {
         report.results.push((name, outcome));
     }
     let reported = report.results.len();
+    let skipped = |(_, o): &(String, Outcome)| matches!(o, Outcome::Skipped(_));
     let failed = report.results.iter().any(|(_, o)| *o == Outcome::Failed);
     report.broken = match (planned, exit) {
         (_, None) => Some("the program never ended".to_owned()),
@@ -113,6 +114,12 @@ pub(crate) fn parse(lines: &[String], exit: Option<i32>) -> Report {
         (Some(n), _) if n != reported && n != 0 => {
             Some(format!("{n} tests were planned, {reported} reported"))
         }
+        (Some(0), _) if reported != 1 || !skipped(&report.results[0]) => {
+            Some("results although none was planned".to_owned())
+        }
+        (_, Some(4)) if !report.results.iter().all(skipped) => {
+            Some("exit code 4 (all skipped) although a test ran".to_owned())
+        }
         (_, Some(code)) if code != 0 && code != 4 && !failed => {
             Some(format!("exit code {code} although no test failed"))
         }
@@ -122,17 +129,24 @@ pub(crate) fn parse(lines: &[String], exit: Option<i32>) -> Report {
     report
 }
 
-/// The text before `#`, and what follows it.
+/// The text before the directive, and the directive. A `#` may also stand in a test's name.
 fn split_directive(text: &str) -> (&str, &str) {
-    let (before, after) = text.split_once('#').unwrap_or((text, ""));
-    (before.trim(), after.trim())
+    let at = text
+        .rmatch_indices('#')
+        .map(|(at, _)| at)
+        .find(|at| skip(&text[at + 1..]).is_some());
+    match at.or_else(|| text.find(" # ").map(|at| at + 1)) {
+        Some(at) => (text[..at].trim(), text[at + 1..].trim()),
+        None => (text.trim(), ""),
+    }
 }
 
 /// The reason of a SKIP directive.
 fn skip(directive: &str) -> Option<String> {
-    let word = directive.get(..4)?;
+    let directive = directive.trim();
+    let (word, why) = directive.split_once(' ').unwrap_or((directive, ""));
     word.eq_ignore_ascii_case("skip")
-        .then(|| directive.get(4..).unwrap_or("").trim().to_owned())
+        .then(|| why.trim().to_owned())
 }
 
 /// Adds up the `test result:` lines of `cargo test`.
@@ -193,6 +207,8 @@ mod tests {
             ("1..2\nok 1 a\nok 1 a\n", Some(0)),
             ("1..1\nok 2 b\n", Some(0)),
             ("1..1\nnot ok 1 a # SKIP no excuse\n", Some(1)),
+            ("1..1\nok 1 a\n", Some(4)),
+            ("1..0\nok 1 a\n", Some(0)),
         ] {
             assert_eq!(
                 parse(&lines(text), exit).counts().failed,
@@ -222,6 +238,22 @@ mod tests {
             );
             assert_eq!(report.results[0].1, Outcome::Skipped("why".into()));
         }
+    }
+
+    #[test]
+    fn a_number_sign_in_a_name_is_no_directive() {
+        let text =
+            "1..3\nok 1 controller #1 # SKIP why\nok 2 controller #2\nok 3 x #skipping handled\n";
+        let report = parse(&lines(text), Some(0));
+        assert_eq!(
+            report.counts(),
+            Counts {
+                passed: 2,
+                failed: 0,
+                skipped: 1
+            }
+        );
+        assert_eq!(report.results[1].0, "controller #2");
     }
 
     #[test]

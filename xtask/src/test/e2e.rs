@@ -29,6 +29,8 @@ pub(crate) struct Nested {
     pub(crate) l1: Transcript,
     /// Lines of L2's console.
     pub(crate) l2: Vec<String>,
+    /// Whether the cards ended in peace.
+    cards: Result<()>,
 }
 
 impl Nested {
@@ -173,13 +175,13 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
         .filter_map(|l| l.strip_prefix("L2| "))
         .map(str::to_owned)
         .collect();
-    host_card.stop()?;
-    guest_card.stop()?;
-    Ok(Nested { l1, l2 })
+    let cards = host_card.stop().and(guest_card.stop());
+    Ok(Nested { l1, l2, cards })
 }
 
 /// Everything that the run has to show, each with its name.
-pub(crate) fn judge(run: &Nested) -> Vec<(&'static str, Result<()>)> {
+pub(crate) fn judge(run: &mut Nested) -> Vec<(&'static str, Result<()>)> {
+    let cards = std::mem::replace(&mut run.cards, Ok(()));
     let listed = |job: Result<&Job>, serial| job.and_then(|j| hosts::card_is_listed(j, serial));
     let guest_list = run.guest_job("list");
     vec![
@@ -211,12 +213,13 @@ pub(crate) fn judge(run: &Nested) -> Vec<(&'static str, Result<()>)> {
             "the module unloads in the host",
             succeeded(&run.l1, "unload").map(drop),
         ),
+        ("the cards end in peace", cards),
     ]
 }
 
 /// The run as a test.
 pub(super) fn scenario(session: &Session, results: &mut Results) -> Result<()> {
-    for (name, outcome) in judge(&nested(session)?) {
+    for (name, outcome) in judge(&mut nested(session)?) {
         results.check(name, outcome);
     }
     Ok(())
