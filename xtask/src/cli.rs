@@ -74,7 +74,7 @@ enum Command {
     },
     /// Check formatting, lints and licence headers.
     Lint,
-    /// Remove the cache folder.
+    /// Empty the cache folder: everything in it can be made again.
     Clean,
 }
 
