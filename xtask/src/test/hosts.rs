@@ -28,6 +28,11 @@ pub(super) fn stock(session: &Session, results: &mut Results) -> Result<()> {
     in_initramfs(session, results, Kind::Stock, Iommu::Vtd, ROUNDS)
 }
 
+/// Level `soak`: the rounds of level `stock`, a thousand times.
+pub(super) fn soak(session: &Session, results: &mut Results) -> Result<()> {
+    in_initramfs(session, results, Kind::Stock, Iommu::Vtd, 1000)
+}
+
 /// Level `kernel`, AMD-Vi.
 pub(super) fn amd_vi(session: &Session, results: &mut Results) -> Result<()> {
     in_initramfs(session, results, Kind::Test, Iommu::AmdVi, 1)
@@ -69,7 +74,7 @@ fn in_initramfs(
         modules: &[],
         nested: false,
         overlay: jobs(Overlay::new(), &programs, module.path("migdirty")?, rounds),
-        limit: Duration::from_secs(600),
+        limit: Duration::from_secs(600 + 5 * u64::from(rounds)),
     }
     .run(session.place()?)?;
     judge(results, &transcript);

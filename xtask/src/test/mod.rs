@@ -191,6 +191,12 @@ const SCENARIOS: &[Scenario] = &[
         what: "planted bugs are reported and fail a run",
         run: debug::planted,
     },
+    Scenario {
+        level: Level::Soak,
+        name: "rounds",
+        what: "1000 rounds of load, use and unload on the stock kernel",
+        run: hosts::soak,
+    },
 ];
 
 /// Runs the scenarios that were asked for.
