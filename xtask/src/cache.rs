@@ -43,18 +43,6 @@ const RUNS_LOGGED: usize = 20;
 /// Says that a folder is a cache of ours, so that we may remove things in it.
 const MARK: &str = ".zeroshift-cache";
 
-/// Kinds of artefacts; each is in a folder `<kind>-<key>`.
-const KINDS: [&str; 8] = [
-    "root",
-    "source",
-    "metadata",
-    "kernel-test",
-    "kernel-debug",
-    "layer-base",
-    "layer-qemu",
-    "modules",
-];
-
 impl Cache {
     /// The folder of this user: `ZEROSHIFT_CACHE`, else below the user's cache directory.
     pub(crate) fn open() -> Result<Self> {
@@ -82,8 +70,9 @@ impl Cache {
         };
         fs::create_dir_all(dir).with_context(make)?;
         let dir = dir.canonicalize().with_context(make)?;
-        let marked = dir.join(MARK).is_file();
-        if !marked && fs::read_dir(&dir).with_context(make)?.next().is_some() {
+        // In this order: another first run writes the mark before anything else.
+        let empty = fs::read_dir(&dir).with_context(make)?.next().is_none();
+        if !empty && !dir.join(MARK).is_file() {
             bail!(
                 "{} is no cache folder of ours and not empty: things in a cache folder get removed\n=> let \
                  ZEROSHIFT_CACHE name a folder of its own, such as {}",
@@ -267,9 +256,7 @@ impl Cache {
 /// Whether an entry of the cache folder is one that we make (and not a lock, which others may hold).
 fn is_ours(name: &str) -> bool {
     let is_key = |k: &str| k.len() == 12 && k.bytes().all(|b| b.is_ascii_hexdigit());
-    let artefact = name
-        .rsplit_once('-')
-        .is_some_and(|(kind, key)| KINDS.contains(&kind) && is_key(key));
+    let artefact = name.rsplit_once('-').is_some_and(|(_, key)| is_key(key));
     artefact || ["packages", "logs", "run"].contains(&name)
 }
 
@@ -441,6 +428,21 @@ mod tests {
             "nobody may come in while it is cleaned"
         );
         remove(&cache);
+    }
+
+    #[test]
+    fn first_runs_at_the_same_moment_agree_on_a_new_folder() {
+        let dir = std::env::temp_dir().join(format!("xtask-cache-first-{}", std::process::id()));
+        for _ in 0..50 {
+            fs::remove_dir_all(&dir).ok();
+            std::thread::scope(|s| {
+                let runs: Vec<_> = (0..4)
+                    .map(|_| s.spawn(|| Cache::at(&dir).map(drop)))
+                    .collect();
+                runs.into_iter().for_each(|r| r.join().unwrap().unwrap());
+            });
+        }
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
