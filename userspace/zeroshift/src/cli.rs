@@ -2,6 +2,7 @@
 
 //! What the command line looks like. Nothing is done here.
 
+use crate::card::CardOptions;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -22,6 +23,10 @@ pub(crate) enum Command {
     /// Cards that the module migdirty has bound are asked over /dev/migdirty; NVMe administrative
     /// controllers that it has not bound are found in sysfs, with the command that binds them.
     List(ListOptions),
+    /// Look into a software card that zerocard serves, or make it misbehave
+    ///
+    /// Asks the card over the control socket in its directory.
+    Card(CardOptions),
     /// Print a completion script for a shell
     Completions {
         /// Shell to complete for
@@ -31,7 +36,7 @@ pub(crate) enum Command {
     #[command(hide = true)]
     Man {
         /// Subcommand to print the page of, instead of the main page
-        command: Option<String>,
+        command: Vec<String>,
     },
 }
 

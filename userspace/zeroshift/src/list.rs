@@ -6,6 +6,7 @@
 
 use crate::cli::ListOptions;
 use crate::device::{self, Cards, Device};
+use crate::size::{self, granule};
 use crate::sysfs::{Function, Sysfs};
 use crate::table;
 use crate::WRITING;
@@ -252,7 +253,7 @@ impl Card {
         row[8] = if details.live_migration { "yes" } else { "no" }.into();
         if details.tracks_memory {
             let Granules { min, max } = details.granule_bytes;
-            row[9] = format!("{}..{}", size(min), size(max));
+            row[9] = format!("{}..{}", size::bytes(min), size::bytes(max));
             row[10] = format!(
                 "{} (subsystem {})",
                 details.max_ranges, details.max_ranges_subsystem
@@ -284,20 +285,6 @@ fn padded(bytes: &[u8]) -> String {
 fn terminated(bytes: &[u8]) -> String {
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text).into_owned()
-}
-
-/// 2^n times 4 KiB; the largest number when a card says something absurd.
-fn granule(exponent: u8) -> u64 {
-    1u64.checked_shl(u32::from(exponent))
-        .and_then(|units| units.checked_mul(4096))
-        .unwrap_or(u64::MAX)
-}
-
-/// Bytes with the largest binary unit that divides them.
-fn size(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let step = (bytes.trailing_zeros() / 10).min(6);
-    format!("{} {}", bytes >> (10 * step), units[step as usize])
 }
 
 #[cfg(test)]
@@ -465,17 +452,5 @@ ADDRESS       STATE    DRIVER    MODEL               SERIAL      FIRMWARE  NVME 
         assert_eq!(value["cards"][0]["granule_bytes"]["max"], u64::MAX);
         assert_eq!(value["cards"][0]["subnqn"].as_str().unwrap().len(), 256);
         assert_eq!(value["cards"][0]["serial"], "");
-    }
-
-    #[test]
-    fn sizes_use_the_largest_unit_that_divides() {
-        assert_eq!(size(4096), "4 KiB");
-        assert_eq!(size(6 << 20), "6 MiB");
-        assert_eq!(size(u64::MAX), format!("{} B", u64::MAX));
-        assert_eq!(size(1 << 63), "8 EiB");
-        assert_eq!(granule(0), 4096);
-        assert_eq!(granule(51), 1 << 63);
-        assert_eq!(granule(52), u64::MAX);
-        assert_eq!(granule(200), u64::MAX);
     }
 }

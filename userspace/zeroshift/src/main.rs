@@ -5,10 +5,12 @@
 //! This file parses, dispatches and reports errors; each subcommand has a file of its own. Results
 //! go to standard output, everything else to standard error.
 
+mod card;
 mod cli;
 mod device;
 mod list;
 mod pages;
+mod size;
 mod sys;
 mod sysfs;
 mod table;
@@ -26,8 +28,9 @@ fn main() -> ExitCode {
     let mut output = io::stdout().lock();
     let result = match arguments.command {
         cli::Command::List(options) => list::run(&options, &mut output),
+        cli::Command::Card(options) => card::run(&options, &mut output),
         cli::Command::Completions { shell } => pages::completions(shell, &mut output),
-        cli::Command::Man { command } => pages::man(command.as_deref(), &mut output),
+        cli::Command::Man { command } => pages::man(&command, &mut output),
     };
     match result.and_then(|()| output.flush().context(WRITING)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_failed_write_names_the_output_and_a_closed_pipe_is_known() {
-        let print = |kind| pages::man(None, &mut Broken(kind)).unwrap_err();
+        let print = |kind| pages::man(&[], &mut Broken(kind)).unwrap_err();
         let full = print(io::ErrorKind::StorageFull);
         assert!(format!("{full:#}").starts_with(WRITING), "{full:#}");
         assert!(!is_broken_pipe(&full));

@@ -16,19 +16,18 @@ pub(crate) fn completions(shell: clap_complete::Shell, output: &mut impl Write) 
     output.write_all(&script).context(WRITING)
 }
 
-/// Prints the manual page of the program, or of one of its subcommands.
-pub(crate) fn man(subcommand: Option<&str>, output: &mut impl Write) -> Result<()> {
+/// Prints the manual page of the program, or of the subcommand that the names lead to.
+pub(crate) fn man(subcommands: &[String], output: &mut impl Write) -> Result<()> {
     let mut command = Arguments::command();
     command.build();
-    let command = match subcommand {
-        None => command,
-        Some(name) => command
-            .find_subcommand(name)
-            .ok_or_else(|| {
-                anyhow!("no subcommand '{name}': 'zeroshift --help' lists the subcommands")
-            })?
-            .clone(),
-    };
+    let mut command = &command;
+    for name in subcommands {
+        command = command.find_subcommand(name).ok_or_else(|| {
+            let of = command.get_bin_name().unwrap_or("zeroshift");
+            anyhow!("no subcommand '{name}': '{of} --help' lists the subcommands")
+        })?;
+    }
+    let command = command.clone();
     clap_mangen::Man::new(command)
         .render(output)
         .context(WRITING)
@@ -46,13 +45,20 @@ mod tests {
 
     #[test]
     fn man_pages_name_what_they_describe() {
-        let main = text(|output| man(None, output));
+        let page = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            text(|output| man(&names, output))
+        };
+        let main = page(&[]);
         assert!(main.contains(".TH zeroshift 1"), "{main}");
         assert!(main.contains("zeroshift\\-list(1)"), "{main}");
-        let list = text(|output| man(Some("list"), output));
+        let list = page(&["list"]);
         assert!(list.contains(".TH zeroshift-list 1"), "{list}");
         assert!(list.contains("\\-\\-json"), "{list}");
-        let error = man(Some("fly"), &mut Vec::new()).unwrap_err().to_string();
+        let top = page(&["card", "top"]);
+        assert!(top.contains(".TH zeroshift-card-top 1"), "{top}");
+        let error = man(&["fly".into()], &mut Vec::new()).unwrap_err();
+        let error = error.to_string();
         assert!(error.contains("'fly'") && error.contains("--help"));
     }
 
