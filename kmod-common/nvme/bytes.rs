@@ -44,6 +44,37 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array(bytes, at))
 }
 
+/// The 128-bit field at `at`.
+pub(super) fn u128_at(bytes: &[u8], at: usize) -> u128 {
+    u128::from_le_bytes(array(bytes, at))
+}
+
+/// Getters for a view and setters for its builder, both newtypes over the bytes of a structure:
+/// one line per field, so an offset stands in one place.
+macro_rules! fields {
+    ($view:ident, $builder:ident:
+     $($get:ident $set:ident: $type:ident at $offset:literal via $read:ident, $text:literal;)*) => {
+        impl $view<'_> {
+            $(
+                #[doc = $text]
+                pub fn $get(&self) -> $type {
+                    bytes::$read(self.0, $offset)
+                }
+            )*
+        }
+
+        impl $builder<'_> {
+            $(
+                #[doc = $text]
+                pub fn $set(&mut self, value: $type) -> &mut Self {
+                    bytes::put(self.0, $offset, &value.to_le_bytes());
+                    self
+                }
+            )*
+        }
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

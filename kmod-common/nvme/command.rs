@@ -57,7 +57,7 @@ pub mod admin {
 
 /// Controller or Namespace Structure (CNS) values of the Identify command.
 pub mod cns {
-    /// Identify Namespace.
+    /// Identify Namespace of the NVM command set.
     pub const NAMESPACE: u8 = 0x00;
     /// Identify Controller.
     pub const CONTROLLER: u8 = 0x01;
@@ -69,8 +69,12 @@ pub mod cns {
     pub const COMMAND_SET_NAMESPACE: u8 = 0x05;
     /// I/O Command Set specific Identify Controller.
     pub const COMMAND_SET_CONTROLLER: u8 = 0x06;
+    /// I/O Command Set specific Active Namespace ID list.
+    pub const COMMAND_SET_NAMESPACES: u8 = 0x07;
     /// I/O Command Set independent Identify Namespace.
     pub const INDEPENDENT_NAMESPACE: u8 = 0x08;
+    /// Controller list of a namespace: the controllers that it is attached to.
+    pub const ATTACHED_CONTROLLERS: u8 = 0x12;
     /// Controller list of the NVM subsystem.
     pub const CONTROLLER_LIST: u8 = 0x13;
     /// Primary Controller Capabilities.
@@ -109,6 +113,8 @@ pub mod feature {
     pub const POWER_MANAGEMENT: u8 = 0x02;
     /// Temperature Threshold.
     pub const TEMPERATURE_THRESHOLD: u8 = 0x04;
+    /// Error Recovery.
+    pub const ERROR_RECOVERY: u8 = 0x05;
     /// Volatile Write Cache.
     pub const VOLATILE_WRITE_CACHE: u8 = 0x06;
     /// Number of Queues.
@@ -117,6 +123,8 @@ pub mod feature {
     pub const INTERRUPT_COALESCING: u8 = 0x08;
     /// Interrupt Vector Configuration.
     pub const INTERRUPT_VECTOR: u8 = 0x09;
+    /// Write Atomicity Normal.
+    pub const WRITE_ATOMICITY: u8 = 0x0a;
     /// Asynchronous Event Configuration.
     pub const ASYNC_EVENT_CONFIGURATION: u8 = 0x0b;
     /// Timestamp.
@@ -129,6 +137,12 @@ pub mod feature {
     pub const CONTROLLER_DATA_QUEUE: u8 = 0x21;
     /// Host Identifier.
     pub const HOST_IDENTIFIER: u8 = 0x81;
+    /// Reservation Notification Mask.
+    pub const RESERVATION_NOTIFICATION_MASK: u8 = 0x82;
+    /// Reservation Persistence.
+    pub const RESERVATION_PERSISTENCE: u8 = 0x83;
+    /// Namespace Write Protection Config.
+    pub const NAMESPACE_WRITE_PROTECTION: u8 = 0x84;
 }
 
 /// NSID that means every namespace.

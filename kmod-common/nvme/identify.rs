@@ -12,12 +12,73 @@ use super::registers::Version;
 /// Size of every Identify data structure, in bytes.
 pub const SIZE: usize = 4096;
 
-/// OACS bit 11: Host Managed Live Migration Support (HMLMS).
-pub const OACS_HMLMS: u16 = 1 << 11;
-/// OACS bit 3: Namespace Management Support.
+/// CMIC bit 0: the subsystem may have several ports (MPORTS).
+pub const CMIC_MPORTS: u8 = 1 << 0;
+/// CMIC bit 1: the subsystem may have several controllers (MCTRS).
+pub const CMIC_MCTRS: u8 = 1 << 1;
+/// CMIC bit 2: the controller belongs to an SR-IOV virtual function (FT).
+pub const CMIC_FT: u8 = 1 << 2;
+/// CMIC bit 3: Asymmetric Namespace Access Reporting Support (ANARS).
+pub const CMIC_ANARS: u8 = 1 << 3;
+/// OAES bit 8: Attached Namespace Attribute Notices.
+pub const OAES_NAMESPACE_ATTRIBUTES: u32 = 1 << 8;
+/// OAES bit 9: Firmware Activation Notices.
+pub const OAES_FIRMWARE_ACTIVATION: u32 = 1 << 9;
+/// CTRATT bit 0: Host Identifier Support (HIDS), the 128-bit form.
+pub const CTRATT_HIDS: u32 = 1 << 0;
+/// OACS bit 1: Format NVM Supported (FNVMS).
+pub const OACS_FNVMS: u16 = 1 << 1;
+/// OACS bit 2: Firmware Download Supported (FWDS).
+pub const OACS_FWDS: u16 = 1 << 2;
+/// OACS bit 3: Namespace Management Supported (NMS).
 pub const OACS_NMS: u16 = 1 << 3;
-/// OACS bit 8: Doorbell Buffer Config Support.
+/// OACS bit 7: Virtualization Management Supported (VMS).
+pub const OACS_VMS: u16 = 1 << 7;
+/// OACS bit 8: Doorbell Buffer Config Supported (DBCS).
 pub const OACS_DBCS: u16 = 1 << 8;
+/// OACS bit 11: Host Managed Live Migration Support (HMLMS). The controllers that are to be
+/// migrated clear it.
+pub const OACS_HMLMS: u16 = 1 << 11;
+/// LPA bit 0: SMART / Health Information per namespace (SMARTS).
+pub const LPA_SMARTS: u8 = 1 << 0;
+/// LPA bit 1: Commands Supported and Effects log page (CSES).
+pub const LPA_CSES: u8 = 1 << 1;
+/// LPA bit 2: Log Page Extended Data (LPEDS), 32-bit lengths and offsets in Get Log Page.
+pub const LPA_LPEDS: u8 = 1 << 2;
+/// ONCS bit 0: Compare.
+pub const ONCS_COMPARE: u16 = 1 << 0;
+/// ONCS bit 1: Write Uncorrectable.
+pub const ONCS_WRITE_UNCORRECTABLE: u16 = 1 << 1;
+/// ONCS bit 2: Dataset Management.
+pub const ONCS_DATASET_MANAGEMENT: u16 = 1 << 2;
+/// ONCS bit 3: Write Zeroes.
+pub const ONCS_WRITE_ZEROES: u16 = 1 << 3;
+/// ONCS bit 4: Save and Select in Get and Set Features (SSFS).
+pub const ONCS_SAVE_SELECT: u16 = 1 << 4;
+/// ONCS bit 5: reservations.
+pub const ONCS_RESERVATIONS: u16 = 1 << 5;
+/// ONCS bit 6: the Timestamp feature.
+pub const ONCS_TIMESTAMP: u16 = 1 << 6;
+/// ONCS bit 7: Verify.
+pub const ONCS_VERIFY: u16 = 1 << 7;
+/// ONCS bit 8: Copy.
+pub const ONCS_COPY: u16 = 1 << 8;
+/// FUSES bit 0: fused Compare and Write.
+pub const FUSES_COMPARE_WRITE: u16 = 1 << 0;
+/// VWC bit 0: a volatile write cache is there (VWCP).
+pub const VWC_PRESENT: u8 = 1 << 0;
+/// VWC bits 2:1 = 10b: Flush with NSID FFFFFFFFh is not supported.
+pub const VWC_NO_FLUSH_ALL: u8 = 2 << 1;
+/// VWC bits 2:1 = 11b: Flush with NSID FFFFFFFFh is supported.
+pub const VWC_FLUSH_ALL: u8 = 3 << 1;
+/// SGLS bits 1:0 = 01b: SGLs in commands of the NVM command set, at any alignment.
+pub const SGLS_SUPPORTED: u32 = 1;
+/// SGLS bits 1:0 = 10b: SGLs, addresses and lengths of data blocks in dwords.
+pub const SGLS_DWORD_ALIGNED: u32 = 2;
+/// SGLS bit 16: SGL Bit Bucket descriptors (SBBDS).
+pub const SGLS_BIT_BUCKET: u32 = 1 << 16;
+/// SGLS bit 18: an SGL may be longer than the data (LLDTS).
+pub const SGLS_LONGER_THAN_DATA: u32 = 1 << 18;
 /// TRATTR bit 0: Track Host Memory Changes Support (THMCS).
 pub const TRATTR_THMCS: u8 = 1 << 0;
 /// TRATTR bit 1: Track User Data Changes Support (TUDCS).
@@ -57,6 +118,11 @@ impl<'a> IdentifyController<'a> {
     /// Firmware Revision (FR): ASCII, padded with spaces.
     pub fn fr(&self) -> [u8; 8] {
         bytes::array(self.0, 64)
+    }
+
+    /// IEEE OUI Identifier (IEEE), least significant byte first.
+    pub fn ieee(&self) -> [u8; 3] {
+        bytes::array(self.0, 73)
     }
 
     /// Version (VER).
@@ -102,6 +168,12 @@ impl<'a> IdentifyControllerMut<'a> {
         self.set_padded::<8>(64, text)
     }
 
+    /// IEEE OUI Identifier (IEEE), least significant byte first.
+    pub fn set_ieee(&mut self, oui: [u8; 3]) -> &mut Self {
+        bytes::put(self.0, 73, &oui);
+        self
+    }
+
     /// Version (VER).
     pub fn set_ver(&mut self, version: Version) -> &mut Self {
         bytes::put(self.0, 80, &version.0.to_le_bytes());
@@ -129,30 +201,8 @@ impl<'a> IdentifyControllerMut<'a> {
     }
 }
 
-macro_rules! fields {
-    ($($get:ident $set:ident: $type:ident at $offset:literal via $read:ident, $text:literal;)*) => {
-        impl IdentifyController<'_> {
-            $(
-                #[doc = $text]
-                pub fn $get(&self) -> $type {
-                    bytes::$read(self.0, $offset)
-                }
-            )*
-        }
-
-        impl IdentifyControllerMut<'_> {
-            $(
-                #[doc = $text]
-                pub fn $set(&mut self, value: $type) -> &mut Self {
-                    bytes::put(self.0, $offset, &value.to_le_bytes());
-                    self
-                }
-            )*
-        }
-    };
-}
-
 fields! {
+    IdentifyController, IdentifyControllerMut:
     vid set_vid: u16 at 0 via u16_at, "PCI Vendor ID (VID).";
     ssvid set_ssvid: u16 at 2 via u16_at, "PCI Subsystem Vendor ID (SSVID).";
     rab set_rab: u8 at 72 via u8_at, "Recommended Arbitration Burst (RAB), 2^n commands.";
@@ -166,6 +216,9 @@ fields! {
     oaes set_oaes: u32 at 92 via u32_at, "Optional Asynchronous Events Supported (OAES).";
     ctratt set_ctratt: u32 at 96 via u32_at, "Controller Attributes (CTRATT).";
     cntrltype set_cntrltype: u8 at 111 via u8_at, "Controller Type (CNTRLTYPE).";
+    crdt1 set_crdt1: u16 at 128 via u16_at, "Command Retry Delay Time 1 (CRDT1), in 100 ms.";
+    crdt2 set_crdt2: u16 at 130 via u16_at, "Command Retry Delay Time 2 (CRDT2), in 100 ms.";
+    crdt3 set_crdt3: u16 at 132 via u16_at, "Command Retry Delay Time 3 (CRDT3), in 100 ms.";
     oacs set_oacs: u16 at 256 via u16_at, "Optional Admin Command Support (OACS).";
     acl set_acl: u8 at 258 via u8_at, "Abort Command Limit (ACL), 0's based.";
     aerl set_aerl: u8 at 259 via u8_at, "Asynchronous Event Request Limit (AERL), 0's based.";
@@ -173,12 +226,33 @@ fields! {
     lpa set_lpa: u8 at 261 via u8_at, "Log Page Attributes (LPA).";
     elpe set_elpe: u8 at 262 via u8_at, "Error Log Page Entries (ELPE), 0's based.";
     npss set_npss: u8 at 263 via u8_at, "Number of Power States Support (NPSS), 0's based.";
+    avscc set_avscc: u8 at 264 via u8_at,
+        "Admin Vendor Specific Command Configuration (AVSCC).";
+    apsta set_apsta: u8 at 265 via u8_at,
+        "Autonomous Power State Transition Attributes (APSTA).";
     wctemp set_wctemp: u16 at 266 via u16_at,
         "Warning Composite Temperature Threshold (WCTEMP), in kelvins.";
     cctemp set_cctemp: u16 at 268 via u16_at,
         "Critical Composite Temperature Threshold (CCTEMP), in kelvins.";
+    mtfa set_mtfa: u16 at 270 via u16_at,
+        "Maximum Time for Firmware Activation (MTFA), in 100 ms.";
+    hmpre set_hmpre: u32 at 272 via u32_at,
+        "Host Memory Buffer Preferred Size (HMPRE), in 4 KiB; 0 in subsystems with live migration.";
+    hmmin set_hmmin: u32 at 276 via u32_at,
+        "Host Memory Buffer Minimum Size (HMMIN), in 4 KiB.";
+    tnvmcap set_tnvmcap: u128 at 280 via u128_at, "Total NVM Capacity (TNVMCAP), in bytes.";
+    unvmcap set_unvmcap: u128 at 296 via u128_at,
+        "Unallocated NVM Capacity (UNVMCAP), in bytes.";
+    fwug set_fwug: u8 at 319 via u8_at, "Firmware Update Granularity (FWUG), in 4 KiB.";
     kas set_kas: u16 at 320 via u16_at,
         "Keep Alive Support (KAS), granularity in 100 ms; 0 is not supported.";
+    sanicap set_sanicap: u32 at 328 via u32_at, "Sanitize Capabilities (SANICAP).";
+    anatt set_anatt: u8 at 342 via u8_at, "ANA Transition Time (ANATT), in seconds.";
+    anacap set_anacap: u8 at 343 via u8_at,
+        "Asymmetric Namespace Access Capabilities (ANACAP).";
+    anagrpmax set_anagrpmax: u32 at 344 via u32_at, "ANA Group Identifier Maximum (ANAGRPMAX).";
+    nanagrpid set_nanagrpid: u32 at 348 via u32_at,
+        "Number of ANA Group Identifiers (NANAGRPID).";
     cqt set_cqt: u16 at 386 via u16_at, "Command Quiesce Time (CQT), in milliseconds.";
     sqes set_sqes: u8 at 512 via u8_at,
         "Submission Queue Entry Size (SQES): 3:0 required, 7:4 maximum, as powers of two.";
@@ -187,7 +261,24 @@ fields! {
     maxcmd set_maxcmd: u16 at 514 via u16_at, "Maximum Outstanding Commands (MAXCMD).";
     nn set_nn: u32 at 516 via u32_at, "Number of Namespaces (NN).";
     oncs set_oncs: u16 at 520 via u16_at, "Optional NVM Command Support (ONCS).";
+    fuses set_fuses: u16 at 522 via u16_at, "Fused Operation Support (FUSES).";
+    fna set_fna: u8 at 524 via u8_at, "Format NVM Attributes (FNA).";
+    vwc set_vwc: u8 at 525 via u8_at, "Volatile Write Cache (VWC).";
+    awun set_awun: u16 at 526 via u16_at,
+        "Atomic Write Unit Normal (AWUN), in logical blocks, 0's based.";
+    awupf set_awupf: u16 at 528 via u16_at,
+        "Atomic Write Unit Power Fail (AWUPF), in logical blocks, 0's based.";
+    icsvscc set_icsvscc: u8 at 530 via u8_at,
+        "I/O Command Set Vendor Specific Command Configuration (ICSVSCC).";
+    nwpc set_nwpc: u8 at 531 via u8_at, "Namespace Write Protection Capabilities (NWPC).";
+    acwu set_acwu: u16 at 532 via u16_at,
+        "Atomic Compare & Write Unit (ACWU), in logical blocks, 0's based.";
+    cdfs set_cdfs: u16 at 534 via u16_at, "Copy Descriptor Formats Supported (CDFS).";
     sgls set_sgls: u32 at 536 via u32_at, "SGL Support (SGLS).";
+    mnan set_mnan: u32 at 540 via u32_at,
+        "Maximum Number of Allowed Namespaces (MNAN); 0 is as many as NN.";
+    maxcna set_maxcna: u32 at 560 via u32_at,
+        "Maximum I/O Controller Namespace Attachments (MAXCNA); 0 is not limited.";
     cmmrtd set_cmmrtd: u16 at 570 via u16_at,
         "Controller Maximum Memory Range Tracking Descriptors (CMMRTD).";
     nmmrtd set_nmmrtd: u16 at 572 via u16_at,
@@ -232,7 +323,12 @@ mod tests {
         assert_eq!((id.cntlid(), id.ver()), (two(78), Version(four(80))));
         assert_eq!((id.rtd3r(), id.rtd3e()), (four(84), four(88)));
         assert_eq!((id.oaes(), id.ctratt()), (four(92), four(96)));
+        assert_eq!(id.ieee()[..], page[73..=75]);
         assert_eq!(id.cntrltype(), page[111]);
+        assert_eq!(
+            (id.crdt1(), id.crdt2(), id.crdt3()),
+            (two(128), two(130), two(132))
+        );
         assert_eq!(
             (id.oacs(), id.acl(), id.aerl()),
             (two(256), page[258], page[259])
@@ -245,6 +341,16 @@ mod tests {
             (id.npss(), id.wctemp(), id.cctemp()),
             (page[263], two(266), two(268))
         );
+        assert_eq!((id.avscc(), id.apsta()), (page[264], page[265]));
+        assert_eq!(
+            (id.mtfa(), id.hmpre(), id.hmmin()),
+            (two(270), four(272), four(276))
+        );
+        assert_eq!(id.tnvmcap().to_le_bytes()[..], page[280..=295]);
+        assert_eq!(id.unvmcap().to_le_bytes()[..], page[296..=311]);
+        assert_eq!((id.fwug(), id.sanicap()), (page[319], four(328)));
+        assert_eq!((id.anatt(), id.anacap()), (page[342], page[343]));
+        assert_eq!((id.anagrpmax(), id.nanagrpid()), (four(344), four(348)));
         assert_eq!((id.kas(), id.cqt()), (two(320), two(386)));
         assert_eq!(
             (id.sqes(), id.cqes(), id.maxcmd()),
@@ -254,6 +360,16 @@ mod tests {
             (id.nn(), id.oncs(), id.sgls()),
             (four(516), two(520), four(536))
         );
+        assert_eq!(
+            (id.fuses(), id.fna(), id.vwc()),
+            (two(522), page[524], page[525])
+        );
+        assert_eq!(
+            (id.awun(), id.awupf(), id.icsvscc(), id.nwpc()),
+            (two(526), two(528), page[530], page[531])
+        );
+        assert_eq!((id.acwu(), id.cdfs()), (two(532), two(534)));
+        assert_eq!((id.mnan(), id.maxcna()), (four(540), four(560)));
         assert_eq!((id.cmmrtd(), id.nmmrtd()), (two(570), two(572)));
         assert_eq!(
             (id.minmrtg(), id.maxmrtg(), id.trattr()),

@@ -18,10 +18,19 @@
 //!
 //! (not every module uses every item, and `no_std` is an attribute of a crate root).
 
+#[macro_use]
 mod bytes;
+#[cfg(test)]
+mod random;
 
 pub mod command;
 pub mod completion;
+pub mod feature;
 pub mod identify;
+pub mod list;
+pub mod namespace;
+pub mod nvm;
 pub mod registers;
+pub mod sgl;
+pub mod smart;
 pub mod status;

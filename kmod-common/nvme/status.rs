@@ -130,22 +130,35 @@ statuses! {
     INTERNAL_ERROR = GENERIC, 0x06, "Internal Error";
     ABORT_REQUESTED = GENERIC, 0x07, "Command Abort Requested";
     ABORTED_SQ_DELETION = GENERIC, 0x08, "Command Aborted due to SQ Deletion";
+    ABORTED_FAILED_FUSED = GENERIC, 0x09, "Command Aborted due to Failed Fused Command";
+    ABORTED_MISSING_FUSED = GENERIC, 0x0a, "Command Aborted due to Missing Fused Command";
     INVALID_NAMESPACE = GENERIC, 0x0b, "Invalid Namespace or Format";
     COMMAND_SEQUENCE_ERROR = GENERIC, 0x0c, "Command Sequence Error";
     INVALID_SGL_SEGMENT = GENERIC, 0x0d, "Invalid SGL Segment Descriptor";
     INVALID_SGL_COUNT = GENERIC, 0x0e, "Invalid Number of SGL Descriptors";
     DATA_SGL_LENGTH_INVALID = GENERIC, 0x0f, "Data SGL Length Invalid";
+    METADATA_SGL_LENGTH_INVALID = GENERIC, 0x10, "Metadata SGL Length Invalid";
     SGL_TYPE_INVALID = GENERIC, 0x11, "SGL Descriptor Type Invalid";
+    CONTROLLER_MEMORY_BUFFER_USE = GENERIC, 0x12, "Invalid Use of Controller Memory Buffer";
     PRP_OFFSET_INVALID = GENERIC, 0x13, "PRP Offset Invalid";
+    ATOMIC_WRITE_UNIT_EXCEEDED = GENERIC, 0x14, "Atomic Write Unit Exceeded";
     OPERATION_DENIED = GENERIC, 0x15, "Operation Denied";
+    SGL_OFFSET_INVALID = GENERIC, 0x16, "SGL Offset Invalid";
+    HOST_IDENTIFIER_INCONSISTENT = GENERIC, 0x18, "Host Identifier Inconsistent Format";
     KEEP_ALIVE_EXPIRED = GENERIC, 0x19, "Keep Alive Timeout Expired";
     KEEP_ALIVE_INVALID = GENERIC, 0x1a, "Keep Alive Timeout Invalid";
+    ABORTED_PREEMPT = GENERIC, 0x1b, "Command Aborted due to Preempt and Abort";
+    SGL_GRANULARITY_INVALID = GENERIC, 0x1e, "SGL Data Block Granularity Invalid";
+    NAMESPACE_WRITE_PROTECTED = GENERIC, 0x20, "Namespace is Write Protected";
     COMMAND_INTERRUPTED = GENERIC, 0x21, "Command Interrupted";
+    TRANSIENT_TRANSPORT_ERROR = GENERIC, 0x22, "Transient Transport Error";
+    PROHIBITED_BY_LOCKDOWN = GENERIC, 0x23, "Command Prohibited by Command and Feature Lockdown";
     MEDIA_NOT_READY = GENERIC, 0x24, "Admin Command Media Not Ready";
     LBA_OUT_OF_RANGE = GENERIC, 0x80, "LBA Out of Range";
     CAPACITY_EXCEEDED = GENERIC, 0x81, "Capacity Exceeded";
     NAMESPACE_NOT_READY = GENERIC, 0x82, "Namespace Not Ready";
     RESERVATION_CONFLICT = GENERIC, 0x83, "Reservation Conflict";
+    FORMAT_IN_PROGRESS = GENERIC, 0x84, "Format in Progress";
     COMPLETION_QUEUE_INVALID = COMMAND_SPECIFIC, 0x00, "Completion Queue Invalid";
     INVALID_QUEUE_IDENTIFIER = COMMAND_SPECIFIC, 0x01, "Invalid Queue Identifier";
     INVALID_QUEUE_SIZE = COMMAND_SPECIFIC, 0x02, "Invalid Queue Size";
@@ -161,15 +174,29 @@ statuses! {
     FEATURE_NOT_SAVEABLE = COMMAND_SPECIFIC, 0x0d, "Feature Identifier Not Saveable";
     FEATURE_NOT_CHANGEABLE = COMMAND_SPECIFIC, 0x0e, "Feature Not Changeable";
     FEATURE_NOT_NAMESPACE_SPECIFIC = COMMAND_SPECIFIC, 0x0f, "Feature Not Namespace Specific";
+    NAMESPACE_IDENTIFIER_UNAVAILABLE = COMMAND_SPECIFIC, 0x16, "Namespace Identifier Unavailable";
+    NAMESPACE_ALREADY_ATTACHED = COMMAND_SPECIFIC, 0x18, "Namespace Already Attached";
+    NAMESPACE_IS_PRIVATE = COMMAND_SPECIFIC, 0x19, "Namespace Is Private";
+    NAMESPACE_NOT_ATTACHED = COMMAND_SPECIFIC, 0x1a, "Namespace Not Attached";
+    CONTROLLER_LIST_INVALID = COMMAND_SPECIFIC, 0x1c, "Controller List Invalid";
     INVALID_CONTROLLER_IDENTIFIER = COMMAND_SPECIFIC, 0x1f, "Invalid Controller Identifier";
+    COMMAND_SET_NOT_SUPPORTED = COMMAND_SPECIFIC, 0x29, "I/O Command Set Not Supported";
+    COMMAND_SET_COMBINATION_REJECTED = COMMAND_SPECIFIC, 0x2b,
+        "I/O Command Set Combination Rejected";
+    INVALID_COMMAND_SET = COMMAND_SPECIFIC, 0x2c, "Invalid I/O Command Set";
     INVALID_CONTROLLER_DATA_QUEUE = COMMAND_SPECIFIC, 0x37, "Invalid Controller Data Queue";
     NOT_ENOUGH_RESOURCES = COMMAND_SPECIFIC, 0x38, "Not Enough Resources";
     CONTROLLER_SUSPENDED = COMMAND_SPECIFIC, 0x39, "Controller Suspended";
     CONTROLLER_NOT_SUSPENDED = COMMAND_SPECIFIC, 0x3a, "Controller Not Suspended";
     CONTROLLER_DATA_QUEUE_FULL = COMMAND_SPECIFIC, 0x3b, "Controller Data Queue Full";
+    CONFLICTING_ATTRIBUTES = COMMAND_SPECIFIC, 0x80, "Conflicting Attributes";
+    INVALID_PROTECTION_INFORMATION = COMMAND_SPECIFIC, 0x81, "Invalid Protection Information";
+    WRITE_TO_READ_ONLY_RANGE = COMMAND_SPECIFIC, 0x82, "Attempted Write to Read Only Range";
     WRITE_FAULT = MEDIA, 0x80, "Write Fault";
     UNRECOVERED_READ_ERROR = MEDIA, 0x81, "Unrecovered Read Error";
     COMPARE_FAILURE = MEDIA, 0x85, "Compare Failure";
+    ACCESS_DENIED = MEDIA, 0x86, "Access Denied";
+    UNWRITTEN_BLOCK = MEDIA, 0x87, "Deallocated or Unwritten Logical Block";
 }
 
 impl fmt::Display for Status {
@@ -226,6 +253,43 @@ mod tests {
         ];
         for (status, bits) in wire {
             assert_eq!(status.bits(), bits);
+        }
+    }
+
+    #[test]
+    fn data_path_codes_have_their_numbers() {
+        let wire = [
+            (Status::ABORTED_FAILED_FUSED, 0x009),
+            (Status::ABORTED_MISSING_FUSED, 0x00a),
+            (Status::INVALID_SGL_SEGMENT, 0x00d),
+            (Status::INVALID_SGL_COUNT, 0x00e),
+            (Status::DATA_SGL_LENGTH_INVALID, 0x00f),
+            (Status::SGL_TYPE_INVALID, 0x011),
+            (Status::PRP_OFFSET_INVALID, 0x013),
+            (Status::ATOMIC_WRITE_UNIT_EXCEEDED, 0x014),
+            (Status::SGL_GRANULARITY_INVALID, 0x01e),
+            (Status::NAMESPACE_WRITE_PROTECTED, 0x020),
+            (Status::LBA_OUT_OF_RANGE, 0x080),
+            (Status::CAPACITY_EXCEEDED, 0x081),
+            (Status::NAMESPACE_NOT_READY, 0x082),
+            (Status::RESERVATION_CONFLICT, 0x083),
+            (Status::FORMAT_IN_PROGRESS, 0x084),
+            (Status::COMPLETION_QUEUE_INVALID, 0x100),
+            (Status::INVALID_QUEUE_IDENTIFIER, 0x101),
+            (Status::INVALID_QUEUE_SIZE, 0x102),
+            (Status::INVALID_INTERRUPT_VECTOR, 0x108),
+            (Status::INVALID_FORMAT, 0x10a),
+            (Status::INVALID_QUEUE_DELETION, 0x10c),
+            (Status::FEATURE_NOT_CHANGEABLE, 0x10e),
+            (Status::FEATURE_NOT_NAMESPACE_SPECIFIC, 0x10f),
+            (Status::INVALID_COMMAND_SET, 0x12c),
+            (Status::CONFLICTING_ATTRIBUTES, 0x180),
+            (Status::WRITE_TO_READ_ONLY_RANGE, 0x182),
+            (Status::COMPARE_FAILURE, 0x285),
+            (Status::ACCESS_DENIED, 0x286),
+        ];
+        for (status, bits) in wire {
+            assert_eq!(status.bits(), bits, "{status}");
         }
     }
 
