@@ -26,6 +26,7 @@ mod random;
 pub mod command;
 pub mod completion;
 pub mod feature;
+pub mod hmlm;
 pub mod identify;
 pub mod list;
 pub mod namespace;
