@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A medium in a regular file or a block device.
+//!
+//! The descriptor holds an advisory lock (flock) as long as the medium lives: exclusive, or shared
+//! when it is read-only, so that two cards do not serve one file. Inside one process, a namespace is
+//! shared by sharing the medium. What the filesystem can do is found out once, when it is opened.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{bail, Context as _, Result};
+use rustix::fs::{
+    AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, Stat, StatxFlags,
+};
+use rustix::io::Errno;
+
+use super::check_size;
+use crate::sys::{Buffer, Operation};
+
+/// How to open a file.
+#[derive(Clone, Copy)]
+pub(crate) struct FileOptions {
+    /// Bytes: the file is made when it does not exist, and has to have this size when it does.
+    pub(crate) size: Option<u64>,
+    /// Bytes of a block; the size has to be a multiple.
+    pub(crate) block_size: u32,
+    /// Refuse writes, and let others read it too.
+    pub(crate) read_only: bool,
+    /// Go past the page cache (O_DIRECT) where the guest's buffers allow it.
+    pub(crate) direct: bool,
+}
+
+/// See the module.
+pub(crate) struct FileMedium {
+    file: Arc<OwnedFd>,
+    direct: Option<Direct>,
+    size: u64,
+    read_only: bool,
+    zero_range: bool,
+    punch_hole: bool,
+}
+
+/// The same file without the page cache, and what it asks of transfers.
+struct Direct {
+    file: Arc<OwnedFd>,
+    memory_align: usize,
+    offset_align: usize,
+}
+
+impl FileMedium {
+    /// Opens or makes the file. Errors name the path, the cause, and what to do.
+    pub(crate) fn open(path: &Path, options: FileOptions) -> Result<Self> {
+        Self::prepare(path, options).with_context(|| format!("namespace file {}", path.display()))
+    }
+
+    fn prepare(path: &Path, options: FileOptions) -> Result<Self> {
+        let (file, size) = match rustix::fs::stat(path) {
+            Ok(status) => open_existing(path, &status, options)?,
+            Err(Errno::NOENT) => match options.size {
+                Some(size) if !options.read_only => (create(path, size, options)?, size),
+                _ => bail!("it does not exist; give a size to have it made"),
+            },
+            Err(error) => return Err(error.into()),
+        };
+        let direct = if options.direct {
+            Some(Direct::open(&file, options)?)
+        } else {
+            None
+        };
+        let (zero_range, punch_hole) = if options.read_only {
+            (false, false)
+        } else {
+            probe(&file, size, options.block_size)
+        };
+        Ok(Self {
+            file: Arc::new(file),
+            direct,
+            size,
+            read_only: options.read_only,
+            zero_range,
+            punch_hole,
+        })
+    }
+
+    /// Bytes, when it was opened.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether writes are refused.
+    pub(crate) fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The file, for transfers of any alignment and for [`Operation::Sync`].
+    pub(crate) fn file(&self) -> &Arc<OwnedFd> {
+        &self.file
+    }
+
+    /// The file for a transfer between these buffers and `offset`: past the page cache when that was
+    /// asked for and the alignment allows it.
+    pub(crate) fn file_for(&self, offset: u64, buffers: &[Buffer]) -> &Arc<OwnedFd> {
+        match &self.direct {
+            Some(direct) if direct.takes(offset, buffers) => &direct.file,
+            _ => &self.file,
+        }
+    }
+
+    /// Whether [`FileMedium::zero`] gives an operation.
+    pub(crate) fn can_zero(&self) -> bool {
+        self.zero_range || self.punch_hole
+    }
+
+    /// Whether [`FileMedium::deallocate`] gives an operation.
+    pub(crate) fn can_deallocate(&self) -> bool {
+        self.punch_hole
+    }
+
+    /// What zeroes a range; `None` when zeroes have to be written.
+    pub(crate) fn zero(&self, offset: u64, len: u64) -> Option<Operation<'_>> {
+        if self.zero_range {
+            let file = &self.file;
+            Some(Operation::Zero { file, offset, len })
+        } else {
+            // A hole reads as zeroes.
+            self.deallocate(offset, len)
+        }
+    }
+
+    /// What gives a range's storage back; `None` when the filesystem or device cannot.
+    pub(crate) fn deallocate(&self, offset: u64, len: u64) -> Option<Operation<'_>> {
+        let file = &self.file;
+        self.punch_hole
+            .then_some(Operation::Deallocate { file, offset, len })
+    }
+}
+
+impl Direct {
+    fn open(file: &OwnedFd, options: FileOptions) -> Result<Self> {
+        const REMEDY: &str = "O_DIRECT is not possible here; leave the direct option away";
+        let aligned = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+            .context(REMEDY)?;
+        let (memory_align, offset_align) = if aligned.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
+            // Before Linux 6.1, nobody tells; a page suits every device there is.
+            (4096, 4096)
+        } else {
+            (aligned.stx_dio_mem_align, aligned.stx_dio_offset_align)
+        };
+        if memory_align == 0 || offset_align == 0 {
+            bail!(REMEDY);
+        }
+        // Not by path, which may mean another file by now.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let flags = access(options) | OFlags::DIRECT;
+        let direct = rustix::fs::open(path, flags, Mode::empty()).context(REMEDY)?;
+        Ok(Self {
+            file: Arc::new(direct),
+            memory_align: usize::try_from(memory_align)?,
+            offset_align: usize::try_from(offset_align)?,
+        })
+    }
+
+    fn takes(&self, offset: u64, buffers: &[Buffer]) -> bool {
+        // Mappings start at page boundaries, and no device asks for more.
+        let fits = |buffer: &Buffer| {
+            buffer.offset % self.memory_align == 0 && buffer.len % self.offset_align == 0
+        };
+        offset % self.offset_align as u64 == 0 && buffers.iter().all(fits)
+    }
+}
+
+fn access(options: FileOptions) -> OFlags {
+    let mode = if options.read_only {
+        OFlags::RDONLY
+    } else {
+        OFlags::RDWR
+    };
+    mode | OFlags::CLOEXEC
+}
+
+/// Opens and locks what is there; its size.
+fn open_existing(path: &Path, status: &Stat, options: FileOptions) -> Result<(OwnedFd, u64)> {
+    let mut flags = access(options);
+    match FileType::from_raw_mode(status.st_mode) {
+        FileType::RegularFile => {}
+        // Exclusive: not while it is mounted or part of something else.
+        FileType::BlockDevice => flags.set(OFlags::EXCL, !options.read_only),
+        _ => bail!("it is neither a regular file nor a block device; choose another path"),
+    }
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::BUSY) => bail!("the system uses this device; unmount it or stop what has it"),
+        Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) if !options.read_only => {
+            bail!("it may not be written; change its permissions or make the namespace read-only")
+        }
+        result => result?,
+    };
+    lock(&file, options.read_only)?;
+    // Works for devices too.
+    let size = rustix::fs::seek(&file, SeekFrom::End(0))?;
+    match options.size {
+        Some(wanted) if wanted != size => bail!(
+            "it exists and has {size} bytes, not {wanted}; leave the size away to use it as it \
+             is, or choose another path"
+        ),
+        _ => {}
+    }
+    check_size(size, options.block_size)?;
+    Ok((file, size))
+}
+
+/// Makes a file of zeroes that takes no space yet.
+fn create(path: &Path, size: u64, options: FileOptions) -> Result<OwnedFd> {
+    check_size(size, options.block_size)?;
+    let flags = access(options) | OFlags::CREATE | OFlags::EXCL;
+    let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+        .context("it cannot be made; the directory has to exist and be writable")?;
+    let made = lock(&file, false).and_then(|()| {
+        rustix::fs::ftruncate(&file, size)
+            .with_context(|| format!("{size} bytes do not fit its filesystem; choose fewer"))
+    });
+    if made.is_err() {
+        let _ = rustix::fs::unlink(path);
+    }
+    made.map(|()| file)
+}
+
+fn lock(file: &OwnedFd, shared: bool) -> Result<()> {
+    let operation = if shared {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    match rustix::fs::flock(file, operation) {
+        Err(Errno::AGAIN) => bail!(
+            "another process or another namespace of this card has it; end that, or attach one \
+             namespace to several controllers"
+        ),
+        result => result.context("it cannot be locked (flock); put it on another filesystem"),
+    }
+}
+
+/// Whether ranges can be zeroed, and whether storage can be given back, without a trace of the try.
+fn probe(file: &OwnedFd, size: u64, block_size: u32) -> (bool, bool) {
+    let Ok(status) = rustix::fs::fstat(file) else {
+        return (false, false);
+    };
+    if FileType::from_raw_mode(status.st_mode) == FileType::BlockDevice {
+        // Every Linux block device can zero; by writing, if need be. Both go by its own blocks.
+        let suits = rustix::fs::ioctl_blksszget(file).is_ok_and(|own| block_size % own == 0);
+        return (suits, suits && offloads_zeroes(&status));
+    }
+    // Behind the end, where there is nothing to lose.
+    const UNIT: u64 = 64 << 10;
+    let Some(behind) = size.checked_next_multiple_of(UNIT) else {
+        return (false, false);
+    };
+    let works = |mode| {
+        let mode = mode | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(file, mode, behind, UNIT).is_ok()
+    };
+    let punch_hole = works(FallocateFlags::PUNCH_HOLE);
+    let zero_range = works(FallocateFlags::ZERO_RANGE);
+    if zero_range {
+        // Space may have been set aside behind the end; cutting the file where it ends frees it.
+        let _ = rustix::fs::ftruncate(file, size);
+    }
+    (zero_range, punch_hole)
+}
+
+/// Whether a block device zeroes by itself, which is what makes holes in one.
+fn offloads_zeroes(status: &Stat) -> bool {
+    let (major, minor) = (
+        rustix::fs::major(status.st_rdev),
+        rustix::fs::minor(status.st_rdev),
+    );
+    // A partition has its queue in the disk's folder, which is its parent.
+    ["", "/.."].iter().any(|up| {
+        let path = format!("/sys/dev/block/{major}:{minor}{up}/queue/write_zeroes_max_bytes");
+        std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+    })
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;
