@@ -6,8 +6,8 @@
 //! every page the guest maps; a mapping each would exhaust the address space. Files are told apart
 //! by device and inode. A mapping goes when its last user goes, so a guest's RAM is not kept alive.
 //!
-//! A VMM that shrinks its own RAM file under us ends this process with SIGBUS, as it would end
-//! itself: the VMM is trusted that far, the guest in it is not.
+//! A VMM may shrink its own RAM file under us. An access then reaches nothing, and the mapping says
+//! so from there on ([`Mapping::revoked`]); a new map of the file gets a new mapping.
 
 use std::collections::HashMap;
 use std::io;
@@ -45,7 +45,7 @@ impl RamFiles {
         };
         if let Some(mapping) = self.0.get(&identity).and_then(Weak::upgrade) {
             // A file that grew since is mapped anew; maps made before keep the shorter mapping.
-            if mapping.len() as u64 >= end {
+            if mapping.len() as u64 >= end && !mapping.revoked() {
                 return Ok(mapping);
             }
         }
