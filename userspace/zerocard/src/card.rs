@@ -5,11 +5,16 @@
 //! Everything by which a host recognises the card derives from its serial number, so the same
 //! serial gives the same card after a restart. Knows no sockets.
 
-use crate::nvme::admin;
+use std::sync::Arc;
+
+use anyhow::{bail, Context as _, Result};
+
+use crate::nvme::admin::{self, Personality, Role};
 use crate::nvme::controller::Controller;
+use crate::nvme::namespace::Namespace;
+use crate::options::{FunctionOptions, NamespaceOptions};
 use crate::pci::config::Identity;
 use crate::pci::Function;
-use crate::transport::device::Device;
 
 /// Longest serial number that Identify Controller can carry.
 const MAX_SERIAL: usize = 20;
@@ -44,6 +49,17 @@ impl Serial {
         hash(0, &self.0)
     }
 
+    /// NGUID of a namespace: a vendor's extension identifier, then an OUI that nobody has, then the
+    /// number of the namespace.
+    fn namespace_identifier(&self, id: u32) -> [u8; 16] {
+        let mut identifier = [0; 16];
+        identifier[..8].copy_from_slice(&hash(3, &self.0).to_be_bytes());
+        // Locally administered.
+        identifier[8..12].copy_from_slice(&[0x02, 0x5a, 0x53, 0]);
+        identifier[12..].copy_from_slice(&id.to_be_bytes());
+        identifier
+    }
+
     /// Name of the NVM subsystem. The UUID is of version 8 (RFC 9562): made from the serial number
     /// in a way of our own.
     fn subnqn(&self) -> String {
@@ -71,42 +87,118 @@ fn hash(purpose: u8, text: &str) -> u64 {
 /// A function of the card and what a user has to know about it.
 pub(crate) struct Slot {
     /// Name of the function; its socket is called after it.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Kind, as the ready line shows it.
     pub(crate) kind: &'static str,
     /// NVMe controller id.
     pub(crate) controller_id: u16,
     /// The function itself.
-    pub(crate) device: Box<dyn Device>,
+    pub(crate) function: Arc<Function>,
 }
 
-/// The functions of a card with this serial number.
-pub(crate) fn functions(serial: &Serial) -> Vec<Slot> {
-    vec![administrative(serial, 0)]
+/// Makes the functions of a card: the administrative controller, then the others with controller
+/// ids from 1.
+pub(crate) fn functions(
+    serial: &Serial,
+    media: &[NamespaceOptions],
+    functions: &[FunctionOptions],
+) -> Result<Vec<Slot>> {
+    let namespaces = namespaces(serial, media, functions)?;
+    let ids: Vec<u16> = (0..=functions.len() as u16).collect();
+    let mut slots = vec![administrative(serial, &ids)];
+    for (options, controller_id) in functions.iter().zip(1..) {
+        let mut attached = Vec::new();
+        for namespace in &namespaces {
+            if options.attaches(namespace.id) {
+                attached.push(Arc::clone(namespace));
+            }
+        }
+        slots.push(Slot {
+            name: options.name(controller_id),
+            kind: "nvme",
+            controller_id,
+            function: function(
+                serial,
+                &ids,
+                controller_id,
+                Role::Io {
+                    namespaces: attached,
+                    queues: options.queues,
+                },
+            ),
+        });
+    }
+    Ok(slots)
 }
 
-fn administrative(serial: &Serial, controller_id: u16) -> Slot {
+fn namespaces(
+    serial: &Serial,
+    media: &[NamespaceOptions],
+    functions: &[FunctionOptions],
+) -> Result<Vec<Arc<Namespace>>> {
+    let mut namespaces = Vec::new();
+    for (options, id) in media.iter().zip(1..) {
+        let medium = options
+            .open()
+            .with_context(|| format!("namespace {id} ({options})"))?;
+        let users = functions.iter().filter(|function| function.attaches(id));
+        namespaces.push(Arc::new(Namespace {
+            id,
+            blocks: medium.size() >> options.block_shift(),
+            medium,
+            block_shift: options.block_shift(),
+            nguid: serial.namespace_identifier(id),
+            shared: users.count() > 1,
+        }));
+    }
+    for (options, id) in functions.iter().zip(1..) {
+        if let Some(wrong) = options.missing(media.len()) {
+            bail!(
+                "function {} attaches namespace {wrong}, and the card has {}",
+                options.name(id),
+                media.len()
+            );
+        }
+    }
+    Ok(namespaces)
+}
+
+fn administrative(serial: &Serial, ids: &[u16]) -> Slot {
+    Slot {
+        name: "admin".to_owned(),
+        kind: "nvme-admin",
+        controller_id: 0,
+        function: function(serial, ids, 0, Role::Administrative),
+    }
+}
+
+fn function(serial: &Serial, ids: &[u16], controller_id: u16, role: Role) -> Arc<Function> {
+    let administrative = matches!(role, Role::Administrative);
+    let personality = Personality {
+        identity: admin::Identity {
+            serial: serial.0.clone(),
+            controller_id,
+            subnqn: serial.subnqn(),
+            controllers: ids.to_vec(),
+        },
+        role,
+    };
     let identity = Identity {
-        device: 0x0001,
-        class: 0x01_08_03,
+        device: if administrative { 0x0001 } else { 0x0002 },
+        class: if administrative {
+            0x01_08_03
+        } else {
+            0x01_08_02
+        },
         serial_number: serial.device_serial_number(),
         controller_id,
-        role: 1,
+        role: administrative.into(),
         bar0_size: 0x4000,
-        vectors: 1,
+        // One for the admin queue and one for each pair of I/O queues.
+        vectors: personality.io_queues() + 1,
     };
-    let controller = Controller::new(admin::Identity {
-        serial: serial.0.clone(),
-        controller_id,
-        subnqn: serial.subnqn(),
-    });
-    let device = Box::new(Function::new(&identity, controller));
-    Slot {
-        name: "admin",
-        kind: "nvme-admin",
-        controller_id,
-        device,
-    }
+    let kind = Box::new(Controller::new(personality));
+    Arc::new(Function::new(&identity, kind))
 }
 
 #[cfg(test)]

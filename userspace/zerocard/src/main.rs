@@ -6,12 +6,24 @@
 //! thread per function, end on SIGINT or SIGTERM with nothing left behind. The contract is section
 //! 3 of `docs/interfaces.md`.
 
+mod attention;
+mod backing;
 mod card;
+#[allow(dead_code)]
+mod control;
+#[allow(dead_code)]
+mod counters;
+#[allow(dead_code)]
+mod faults;
 mod memory;
 mod nvme;
+mod options;
 mod pci;
+mod poller;
 mod sys;
 mod throttle;
+#[allow(dead_code)]
+mod tracking;
 mod transport;
 
 use std::io::{IsTerminal, Write};
@@ -20,6 +32,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -30,6 +43,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
 use card::{Serial, Slot};
+use options::{FunctionOptions, NamespaceOptions};
+use poller::Poller;
 use transport::listener::{DirectoryLock, Listener};
 
 /// The software card: PCIe functions for virtual machines, without hardware.
@@ -53,7 +68,8 @@ enum Command {
 /// Serve one card until SIGINT or SIGTERM.
 ///
 /// Each function gets a vfio-user socket in the directory: admin.sock for the administrative
-/// controller. When all of them listen, one line on standard output says so.
+/// controller, nvme1.sock, nvme2.sock, ... for the others unless they are given names. When all of
+/// them listen, one line on standard output says so.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 EXAMPLE: a virtual machine with the card's administrative controller
@@ -75,6 +91,25 @@ struct Serve {
     /// Serial number of the card; everything a host recognises the card by derives from it
     #[arg(long, value_name = "TEXT", default_value = "ZS00000001")]
     serial: Serial,
+    /// A namespace: memory=SIZE, or file=PATH[,size=SIZE]; block=512|4096; readonly; direct (past the
+    /// page cache). Namespaces get the identifiers 1, 2, ... in the order of these options
+    #[arg(long = "namespace", value_name = "KEY=VALUE,...")]
+    namespaces: Vec<NamespaceOptions>,
+    /// A function: name=NAME; namespaces=1:2:... (default: all); queues=N I/O queue pairs. Functions
+    /// get the controller ids 1, 2, ... in the order of these options
+    #[arg(long = "function", value_name = "KEY=VALUE,...")]
+    functions: Vec<FunctionOptions>,
+    /// That many functions with all namespaces
+    #[arg(long = "functions", value_name = "N", conflicts_with = "functions", default_value_t = 0,
+          value_parser = clap::value_parser!(u16).range(0..=64))]
+    count: u16,
+    /// Threads that do the I/O; functions are divided among them
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pollers: u16,
+    /// How long a poller looks for more work before it sleeps, in microseconds
+    #[arg(long, value_name = "US", default_value_t = 50)]
+    spin: u64,
     /// Print the ready line as JSON
     #[arg(long)]
     json: bool,
@@ -118,7 +153,13 @@ fn start_logging() -> Result<()> {
 }
 
 fn serve(arguments: &Serve) -> Result<()> {
-    let slots = card::functions(&arguments.serial);
+    let mut options = arguments.functions.clone();
+    options.resize(
+        options.len().max(arguments.count.into()),
+        FunctionOptions::default(),
+    );
+    sys::sigbus::install().context("signal handlers")?;
+    let slots = card::functions(&arguments.serial, &arguments.namespaces, &options)?;
     let lock = DirectoryLock::acquire(&arguments.dir)?;
     // Before anything that would have to be cleaned up exists.
     let signals = Signals::new().context("signal handlers")?;
@@ -137,12 +178,13 @@ fn serve(arguments: &Serve) -> Result<()> {
 
     let stop = event()?;
     let ended = event()?;
+    let pollers = start_pollers(arguments, &functions, &ended)?;
     let mut threads = Vec::new();
     for (slot, _, listener) in functions {
         let (stop, ended) = (Arc::clone(&stop), Arc::clone(&ended));
         let thread = std::thread::Builder::new()
-            .name(slot.name.to_owned())
-            .spawn(move || run_function(slot, &listener, &stop, &ended))
+            .name(slot.name.clone())
+            .spawn(move || run_function(&slot, &listener, &stop, &ended))
             .context("thread")?;
         threads.push(thread);
     }
@@ -157,26 +199,46 @@ fn serve(arguments: &Serve) -> Result<()> {
         };
         result = result.and(ended);
     }
+    // Sessions wait for requests that pollers finish, so pollers end last.
+    for poller in pollers {
+        result = result.and(poller.end());
+    }
     result
 }
 
-fn run_function(
-    mut slot: Slot,
-    listener: &Listener,
-    stop: &OwnedFd,
-    ended: &OwnedFd,
-) -> Result<()> {
-    /// However the thread ends, the process learns of it.
-    struct Notify<'a>(&'a OwnedFd);
-    impl Drop for Notify<'_> {
-        fn drop(&mut self) {
-            signal(self.0);
-        }
+/// Starts the pollers and divides the functions among them.
+fn start_pollers(
+    arguments: &Serve,
+    functions: &[(Slot, PathBuf, Listener)],
+    ended: &Arc<OwnedFd>,
+) -> Result<Vec<Poller>> {
+    let count = usize::from(arguments.pollers).min(functions.len());
+    let spin = Duration::from_micros(arguments.spin);
+    let mut pollers = Vec::new();
+    for index in 0..count {
+        let served = functions.iter().skip(index).step_by(count);
+        let served = served.map(|(slot, _, _)| Arc::clone(&slot.function));
+        let name = format!("poller{index}");
+        let poller = Poller::start(&name, served.collect(), spin, Arc::clone(ended))?;
+        pollers.push(poller);
     }
+    Ok(pollers)
+}
+
+/// However a thread ends, the process learns of it.
+struct Notify<'a>(&'a OwnedFd);
+
+impl Drop for Notify<'_> {
+    fn drop(&mut self) {
+        signal(self.0);
+    }
+}
+
+fn run_function(slot: &Slot, listener: &Listener, stop: &OwnedFd, ended: &OwnedFd) -> Result<()> {
     let _notify = Notify(ended);
     let _span = tracing::info_span!("function", name = slot.name).entered();
     listener
-        .serve(slot.device.as_mut(), stop.as_fd())
+        .serve(slot.function.as_ref(), stop.as_fd())
         .with_context(|| format!("function {}", slot.name))
 }
 
@@ -207,7 +269,7 @@ fn announce(arguments: &Serve, functions: &[(&Slot, &PathBuf)]) -> Result<()> {
         let mut list = Vec::new();
         for (slot, path) in functions {
             list.push(ReadyFunction {
-                name: slot.name,
+                name: &slot.name,
                 kind: slot.kind,
                 controller_id: slot.controller_id,
                 socket: path.to_str().context("with --json, DIR has to be UTF-8")?,

@@ -153,6 +153,13 @@ impl GuestMemory {
         self.warned_no_file = AtomicBool::new(false);
     }
 
+    /// Takes guest memory out of everybody's reach, also of requests that the kernel still works on.
+    /// Only new maps bring it back.
+    pub(crate) fn revoke(&mut self) {
+        self.files.revoke();
+        self.maps.clear();
+    }
+
     /// Begins, replaces or ends dirty tracking.
     #[allow(dead_code)]
     pub(crate) fn set_log(&mut self, log: Option<Arc<DirtyLog>>) {

@@ -27,7 +27,11 @@ struct Identity {
 
 /// The files that are mapped now.
 #[derive(Default)]
-pub(super) struct RamFiles(HashMap<Identity, Weak<Mapping>>);
+pub(super) struct RamFiles {
+    mappings: HashMap<Identity, Weak<Mapping>>,
+    /// Shorter mappings of files that have grown.
+    replaced: Vec<Weak<Mapping>>,
+}
 
 impl RamFiles {
     /// The mapping of `file`, which reaches at least to `end`. The descriptor is not needed after.
@@ -43,7 +47,7 @@ impl RamFiles {
             inode: status.st_ino,
             writable: mode == OFlags::RDWR,
         };
-        if let Some(mapping) = self.0.get(&identity).and_then(Weak::upgrade) {
+        if let Some(mapping) = self.mappings.get(&identity).and_then(Weak::upgrade) {
             // A file that grew since is mapped anew; maps made before keep the shorter mapping.
             if mapping.len() as u64 >= end && !mapping.revoked() {
                 return Ok(mapping);
@@ -51,15 +55,29 @@ impl RamFiles {
         }
         let len = usize::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mapping = Arc::new(Mapping::new(file.as_fd(), len, identity.writable)?);
-        self.0.retain(|_, known| known.strong_count() > 0);
-        self.0.insert(identity, Arc::downgrade(&mapping));
+        self.mappings.retain(|_, known| known.strong_count() > 0);
+        self.replaced.retain(|known| known.strong_count() > 0);
+        let known = self.mappings.insert(identity, Arc::downgrade(&mapping));
+        self.replaced.extend(known);
         Ok(mapping)
+    }
+
+    /// Revokes every mapping that somebody still uses.
+    pub(super) fn revoke(&mut self) {
+        for mapping in self
+            .mappings
+            .values()
+            .chain(&self.replaced)
+            .filter_map(Weak::upgrade)
+        {
+            mapping.revoke();
+        }
     }
 
     /// Files that somebody still uses.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
-        self.0
+        self.mappings
             .values()
             .filter(|known| known.strong_count() > 0)
             .count()

@@ -1,32 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The controller: registers, life cycle (CC and CSTS), doorbells, and the loop that runs commands.
+//! The controller: registers, life cycle (CC and CSTS), doorbells, and the loops that run commands.
 //!
-//! A device kind: it owns all NVMe state of one function and is driven by register accesses alone.
-//! What a command does is in `admin`; this file decides when commands are fetched at all. A queue
-//! that guest memory does not back is fatal (CSTS.CFS), as the specification has it; nothing a
-//! guest writes may end the process.
+//! A device kind: it owns all NVMe state of one function and is driven by register accesses and by
+//! the poller. What a command does is in `admin` and `io`; this file decides when commands are
+//! fetched at all. A queue that guest memory does not back is fatal (CSTS.CFS), as the specification
+//! has it; nothing a guest writes may end the process.
+//!
+//! Admin commands run where the doorbell arrives, I/O commands in the poller. Both hold the lock of
+//! the function.
 
 use zeroshift_nvme::command::Command;
 use zeroshift_nvme::completion::Completion;
 use zeroshift_nvme::registers::{self, Aqa, Cap, Cc, Csts, Version};
+use zeroshift_nvme::status::Status;
 
-use super::admin::{Admin, Context, Identity, Outcome};
-use super::admin_queue::AdminQueue;
+use super::admin::{Admin, Context, Outcome, Personality};
+use super::io::{self, Requests, Step, Surroundings, SLOTS};
+use super::queues::{CompletionQueue, InvalidDoorbell, Queues, SubmissionQueue, BATCH};
+use super::shadow::Shadow;
 use crate::memory::DmaError;
-use crate::pci::{Bus, Kind};
+use crate::pci::{Bus, Kind, Progress};
+use crate::poller::Io;
 use crate::throttle::Throttle;
 
 /// The version of the specification that VS and Identify Controller claim.
 pub(super) const VERSION: Version = Version::new(2, 1, 0);
 
-/// Queues up to 4096 entries (all that AQA can say), contiguous, ready within 500 ms, no I/O
-/// command set, pages of 4 KiB to 64 KiB, ready with media.
+/// Queues up to 4096 entries (all that AQA can say), contiguous, ready within 500 ms, pages of
+/// 4 KiB to 64 KiB, ready with media. The command sets depend on the controller's type.
 const CAPABILITIES: Cap = Cap(0)
     .with_mqes(4095)
     .with_cqr(true)
     .with_to(1)
-    .with_css(Cap::CSS_NOIOCSS)
     .with_mpsmin(0)
     .with_mpsmax(4)
     .with_crms(Cap::CRMS_CRWMS);
@@ -40,32 +46,56 @@ const ADMIN_VECTOR: u16 = 0;
 /// Registers up to here can be read; the rest up to the doorbells is reserved.
 const REGISTERS: usize = registers::CRTO + 4;
 
+/// Entries that a queue may have: CAP.MQES, counted from one.
+pub(super) const MAX_QUEUE_ENTRIES: u32 = CAPABILITIES.mqes() as u32 + 1;
+
 /// An NVMe controller.
 pub(crate) struct Controller {
+    cap: Cap,
     cc: Cc,
     csts: Csts,
     aqa: Aqa,
     asq: u64,
     acq: u64,
-    queue: Option<AdminQueue>,
+    queues: Option<Queues>,
+    shadow: Option<Shadow>,
     /// Memory page size in bytes, as CC.MPS had it when the controller was enabled.
     page_size: u64,
     admin: Admin,
+    requests: Requests,
+    /// CC.EN was cleared, and the kernel still works on requests: CSTS.RDY stays until it is done.
+    resetting: bool,
+    suspended: bool,
     warnings: Throttle,
 }
 
 impl Controller {
     /// A controller after power-on.
-    pub(crate) fn new(identity: Identity) -> Self {
+    pub(crate) fn new(personality: Personality) -> Self {
+        let css = if personality.is_administrative() {
+            Cap::CSS_NOIOCSS
+        } else {
+            Cap::CSS_NVM
+        };
+        let slots = if personality.is_administrative() {
+            0
+        } else {
+            SLOTS
+        };
         Self {
+            cap: CAPABILITIES.with_css(css),
             cc: Cc::default(),
             csts: Csts::default(),
             aqa: Aqa::default(),
             asq: 0,
             acq: 0,
-            queue: None,
+            queues: None,
+            shadow: None,
             page_size: 0x1000,
-            admin: Admin::new(identity),
+            admin: Admin::new(personality),
+            requests: Requests::new(slots),
+            resetting: false,
+            suspended: false,
             warnings: Throttle::default(),
         }
     }
@@ -73,7 +103,7 @@ impl Controller {
     fn registers(&self) -> [u8; REGISTERS] {
         let mut bytes = [0; REGISTERS];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(registers::CAP, &CAPABILITIES.0.to_le_bytes());
+        put(registers::CAP, &self.cap.0.to_le_bytes());
         put(registers::VS, &VERSION.0.to_le_bytes());
         put(registers::CC, &self.cc.0.to_le_bytes());
         put(registers::CSTS, &self.csts.0.to_le_bytes());
@@ -109,20 +139,28 @@ impl Controller {
             return self.controller_reset();
         }
         self.cc = new;
-        if !old.en() && new.en() {
-            // Enabling is also how a host leaves a shutdown that it asked for while disabled.
-            self.csts = self.csts.with_shst(Csts::SHST_NORMAL);
+        if !old.en() && new.en() && !self.resetting {
             self.enable();
         }
         if new.shn() != Cc::SHN_NONE && new.shn() != old.shn() {
-            // Nothing is cached, so nothing has to happen before the shutdown is complete.
             tracing::debug!("shutdown");
-            self.csts = self.csts.with_shst(Csts::SHST_COMPLETE);
+            self.csts = self.csts.with_shst(Csts::SHST_OCCURRING);
+            self.advance_shutdown();
         }
         self.run(bus);
     }
 
+    /// A shutdown is complete when nothing is under way any more. Written data is in the kernel's
+    /// hands, which survives everything that ends this process.
+    fn advance_shutdown(&mut self) {
+        if self.csts.shst() == Csts::SHST_OCCURRING && self.requests.in_kernel() == 0 {
+            self.csts = self.csts.with_shst(Csts::SHST_COMPLETE);
+        }
+    }
+
     fn enable(&mut self) {
+        // Enabling is also how a host leaves a shutdown that it asked for while disabled.
+        self.csts = self.csts.with_shst(Csts::SHST_NORMAL);
         if let Err(reason) = self.check_configuration() {
             if self.warnings.ready() {
                 tracing::warn!("the driver enabled the controller with {reason}: fatal status");
@@ -131,22 +169,33 @@ impl Controller {
             return;
         }
         self.page_size = self.configured_page_size();
-        self.queue = Some(AdminQueue::new(self.aqa, self.asq, self.acq));
+        let completion = CompletionQueue::new(self.acq, self.aqa.acqs(), ADMIN_VECTOR, true);
+        let submission = SubmissionQueue::new(self.asq, self.aqa.asqs(), 0);
+        let io_queues = self.admin.personality().io_queues();
+        self.queues = Some(Queues::new((submission, completion), io_queues));
         self.csts = self.csts.with_rdy(true);
-        tracing::debug!("enabled: {:?}", self.queue);
+        tracing::debug!(
+            "enabled: admin queues at {:#x} and {:#x}, AQA {:#x}",
+            self.asq,
+            self.acq,
+            self.aqa.0
+        );
     }
 
     fn check_configuration(&self) -> Result<(), &'static str> {
-        if self.cc.mps() > CAPABILITIES.mpsmax() {
+        if self.cc.mps() > self.cap.mpsmax() {
             return Err("a page size it does not support");
         }
         if self.cc.ams() != 0 {
             return Err("an arbitration mechanism it does not support");
         }
-        // 000b is accepted besides 111b: drivers that know no administrative controller select the
-        // NVM command set, and nothing that exists here depends on it.
-        if !matches!(self.cc.css(), Cc::CSS_ADMIN | Cc::CSS_NVM | Cc::CSS_ALL) {
-            return Err("a reserved command set");
+        // An administrative controller accepts 000b besides 111b: drivers that know none select the
+        // NVM command set, and nothing that exists there depends on it.
+        let administrative = self.admin.personality().is_administrative();
+        match self.cc.css() {
+            Cc::CSS_NVM => {}
+            Cc::CSS_ADMIN | Cc::CSS_ALL if administrative => {}
+            _ => return Err("a command set it does not support"),
         }
         if self.aqa.asqs() == 0 || self.aqa.acqs() == 0 {
             return Err("an admin queue of less than two entries");
@@ -162,82 +211,236 @@ impl Controller {
         0x1000 << self.cc.mps()
     }
 
-    /// A Controller Level Reset by CC.EN: everything but AQA, ASQ and ACQ.
+    /// A Controller Level Reset by CC.EN: everything but AQA, ASQ and ACQ. CSTS.RDY falls when the
+    /// kernel has let go of the last request: after that, nothing touches guest memory.
     fn controller_reset(&mut self) {
         self.cc = Cc::default();
-        self.csts = Csts::default();
-        self.queue = None;
+        self.queues = None;
+        self.shadow = None;
+        self.requests.abandon();
         self.admin.reset();
+        self.resetting = true;
+        self.advance_reset();
+    }
+
+    fn advance_reset(&mut self) {
+        if !self.resetting || self.requests.in_kernel() > 0 {
+            return;
+        }
+        self.resetting = false;
+        self.csts = Csts::default();
+        if self.cc.en() {
+            // The host did not wait for CSTS.RDY.
+            self.enable();
+        }
     }
 
     fn write_doorbell(&mut self, offset: usize, value: u32, bus: &mut Bus<'_>) {
-        const TAIL: usize = registers::submission_tail_doorbell(0, 0);
-        const HEAD: usize = registers::completion_head_doorbell(0, 0);
-        let Some(queue) = &mut self.queue else {
+        let index = (offset - registers::DOORBELLS) / 4;
+        // The doorbell page has 1024 dwords.
+        let id = (index / 2) as u16;
+        let Some(queues) = &mut self.queues else {
             return;
         };
+        if id != 0 && self.shadow.is_some() {
+            // The buffers say more recent things than a doorbell on its way here.
+            return bus.call_poller();
+        }
         // The upper half of a doorbell is reserved.
         let value = value & 0xffff;
-        let valid = match offset {
-            TAIL => queue.ring_tail(value),
-            HEAD => queue.ring_head(value),
-            _ => {
+        let valid = if index % 2 == 0 {
+            queues.submission(id).map(|queue| queue.ring_tail(value))
+        } else {
+            queues.completion(id).map(|queue| queue.ring_head(value))
+        };
+        match valid {
+            Some(Ok(_)) => {}
+            Some(Err(InvalidDoorbell)) => {
+                tracing::debug!("invalid doorbell value {value:#x} at {offset:#x}");
+                self.admin.invalid_doorbell_value();
+            }
+            None => {
                 tracing::debug!("doorbell write to a queue that does not exist ({offset:#x})");
                 self.admin.doorbell_of_no_queue();
-                return self.run(bus);
             }
-        };
-        if valid.is_err() {
-            tracing::debug!("invalid doorbell value {value:#x} at {offset:#x}");
-            self.admin.invalid_doorbell_value();
         }
-        self.run(bus);
+        if id == 0 {
+            self.run(bus);
+        } else {
+            bus.call_poller();
+        }
     }
 
-    /// Does whatever can be done: runs commands, reports events. One interrupt for all of it.
+    /// Whether the controller may execute commands.
+    fn executes(&self, bus: &Bus<'_>) -> bool {
+        !self.csts.cfs()
+            && !self.resetting
+            && !self.suspended
+            && self.csts.shst() == Csts::SHST_NORMAL
+            && bus.master()
+    }
+
+    /// Does whatever can be done for the admin queue: runs commands, reports events. One interrupt
+    /// for all of it.
     fn run(&mut self, bus: &mut Bus<'_>) {
-        let stopped = self.csts.cfs() || self.csts.shst() != Csts::SHST_NORMAL;
-        if stopped || !bus.master() {
-            return;
+        if self.executes(bus) {
+            let result = self.run_admin(bus);
+            self.check(result);
         }
-        let mut posted = false;
-        if let Err(error) = self.process(bus, &mut posted) {
+        self.post(bus);
+    }
+
+    /// A failed access to a queue is fatal.
+    fn check<T: Default>(&mut self, result: Result<T, DmaError>) -> T {
+        result.unwrap_or_else(|error| {
             if self.warnings.ready() {
-                tracing::warn!("admin queue memory: {error}: fatal status");
+                tracing::warn!("queue memory: {error}: fatal status");
             }
             self.csts = self.csts.with_cfs(true);
-        }
-        if posted {
-            bus.interrupt(ADMIN_VECTOR);
-        }
+            T::default()
+        })
     }
 
-    fn process(&mut self, bus: &Bus<'_>, posted: &mut bool) -> Result<(), DmaError> {
-        let page_size = self.page_size;
-        let Some(queue) = &mut self.queue else {
-            return Ok(());
-        };
-        loop {
-            // A command is fetched only when its completion has a place to go.
-            while queue.has_room() {
-                let Some(completion) = self.admin.next_completion() else {
-                    break;
-                };
-                queue.post(completion, bus)?;
-                *posted = true;
-            }
-            if !queue.has_room() {
-                return Ok(());
-            }
-            let Some(command) = queue.fetch(bus)? else {
-                return Ok(());
+    fn run_admin(&mut self, bus: &mut Bus<'_>) -> Result<bool, DmaError> {
+        let mut worked = false;
+        let mut entries = [[0; Command::SIZE]; BATCH];
+        while let Some(queues) = &mut self.queues {
+            let (Some(Some(submission)), Some(Some(completion))) =
+                (queues.submission.first(), queues.completion.first())
+            else {
+                break;
             };
-            let context = Context { bus, page_size };
-            match self.admin.execute(&command, &context) {
-                Outcome::Held => {}
-                Outcome::Done(completion) => self.admin.complete(&command, completion),
+            // One at a time: a command may change what the next one may do.
+            if completion.room() == 0 || submission.peek(1, bus, &mut entries)? == 0 {
+                break;
+            }
+            queues.fetched(0);
+            worked = true;
+            let command = Command::from_bytes(&entries[0]);
+            let mut context = Context {
+                bus,
+                page_size: self.page_size,
+                queues,
+                shadow: &mut self.shadow,
+            };
+            match self.admin.execute(&command, &mut context) {
+                Outcome::Held => queues.held(0),
+                Outcome::Done(completion) => {
+                    let completion = self.admin.conclude(0, &command, completion);
+                    queues.complete(0, completion);
+                }
             }
         }
+        Ok(worked | self.report())
+    }
+
+    /// Hands on the completions of held commands whose time has come.
+    fn report(&mut self) -> bool {
+        let mut any = false;
+        if let Some(queues) = &mut self.queues {
+            while let Some(completion) = self.admin.next_completion(queues) {
+                queues.complete_held(0, completion);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Posts all completions that have a place, and interrupts once for each queue.
+    fn post(&mut self, bus: &mut Bus<'_>) -> bool {
+        // What was fetched before a suspend still completes; a dead controller says nothing.
+        if self.csts.cfs() || !bus.master() {
+            return false;
+        }
+        let mut any = false;
+        let mut result = Ok(());
+        let queues = self.queues.iter_mut();
+        for queue in queues.flat_map(|queues| queues.completion.iter_mut().flatten()) {
+            if !queue.has_ready() {
+                continue;
+            }
+            match queue.post(bus) {
+                Ok(0) => {}
+                Ok(_) => {
+                    any = true;
+                    if queue.interrupts {
+                        bus.interrupt(queue.vector);
+                    }
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        self.check(result);
+        any
+    }
+
+    /// Fetches and starts I/O commands of every queue, a batch of each.
+    fn fetch(&mut self, bus: &Bus<'_>, io: &mut Io<'_>) -> Result<bool, DmaError> {
+        let Some(queues) = &mut self.queues else {
+            return Ok(false);
+        };
+        let mut worked = false;
+        if let Some(shadow) = &self.shadow {
+            if shadow.read(queues, bus)?.is_err() {
+                self.admin.invalid_doorbell_value();
+                worked = true;
+            }
+        }
+        let mut entries = [[0; Command::SIZE]; BATCH];
+        for id in 1..queues.submission.len() as u16 {
+            let Some(submission) = queues.submission[usize::from(id)].as_ref() else {
+                continue;
+            };
+            if submission.waiting() == 0 {
+                continue;
+            }
+            let completion = queues.completion.get(usize::from(submission.completion));
+            let room = completion
+                .and_then(Option::as_ref)
+                .map_or(0, |queue| queue.room());
+            let max = room.min(self.requests.room());
+            let count = submission.peek(max, bus, &mut entries)?;
+            for entry in &entries[..count as usize] {
+                let Some(slot) = self.requests.take() else {
+                    break;
+                };
+                queues.fetched(id);
+                worked = true;
+                let Some(request) = self.requests.get(slot) else {
+                    break;
+                };
+                request.begin(id, Command::from_bytes(entry), io.now());
+                let around = Surroundings {
+                    namespaces: self.admin.personality().namespaces(),
+                    page_size: self.page_size,
+                    durable: !self.admin.write_cache(),
+                    bus,
+                };
+                match io::start(request, slot, &around, io) {
+                    Step::InFlight => self.requests.entered_kernel(slot),
+                    Step::Done(status) => {
+                        Self::conclude(&mut self.admin, queues, request, status);
+                        self.requests.give_back(slot);
+                    }
+                }
+            }
+        }
+        Ok(worked)
+    }
+
+    /// A command is over: its completion goes to its queue.
+    fn conclude(admin: &mut Admin, queues: &mut Queues, request: &io::Request, status: Status) {
+        let completion = Completion {
+            cid: request.command.cid,
+            status,
+            ..Completion::default()
+        };
+        let completion = if status.is_success() {
+            completion
+        } else {
+            admin.conclude(request.queue, &request.command, completion)
+        };
+        queues.complete(request.queue, completion);
     }
 }
 
@@ -270,13 +473,94 @@ impl Kind for Controller {
 
     fn resume(&mut self, bus: &mut Bus<'_>) {
         self.run(bus);
+        bus.call_poller();
     }
 
     fn reset(&mut self) {
         self.controller_reset();
+        // The function waits for requests in the kernel itself.
+        self.resetting = false;
+        self.csts = Csts::default();
         self.aqa = Aqa::default();
         self.asq = 0;
         self.acq = 0;
+        self.suspended = false;
+    }
+
+    fn poll(&mut self, bus: &mut Bus<'_>, io: &mut Io<'_>) -> Progress {
+        let mut worked = false;
+        if self.executes(bus) && self.queues.is_some() {
+            let admin = self.run_admin(bus);
+            worked |= self.check(admin);
+            let fetched = self.fetch(bus, io);
+            worked |= self.check(fetched);
+            worked |= self.report();
+        }
+        worked |= self.post(bus);
+        Progress {
+            worked,
+            watch: self.shadow.is_some() && self.executes(bus),
+            deadline: None,
+        }
+    }
+
+    fn finish(&mut self, slot: u32, result: i32, bus: &mut Bus<'_>, io: &mut Io<'_>) {
+        let Some(request) = self.requests.left_kernel(slot) else {
+            return;
+        };
+        // Also when the request failed: a part of the data may be there.
+        request.mark(bus);
+        if std::mem::take(&mut request.orphan) {
+            self.requests.give_back(slot);
+            self.advance_reset();
+            self.advance_shutdown();
+            return;
+        }
+        let around = Surroundings {
+            namespaces: self.admin.personality().namespaces(),
+            page_size: self.page_size,
+            durable: !self.admin.write_cache(),
+            bus,
+        };
+        match io::finish(request, slot, result, &around, io) {
+            Step::InFlight => self.requests.entered_kernel(slot),
+            Step::Done(status) => {
+                if let Some(queues) = &mut self.queues {
+                    Self::conclude(&mut self.admin, queues, request, status);
+                }
+                self.requests.give_back(slot);
+                self.advance_shutdown();
+            }
+        }
+    }
+
+    fn arm(&mut self, bus: &mut Bus<'_>) -> bool {
+        if !self.executes(bus) {
+            return false;
+        }
+        let (Some(shadow), Some(queues)) = (&mut self.shadow, &mut self.queues) else {
+            return false;
+        };
+        let result = shadow.arm(queues, bus);
+        self.check(result)
+    }
+
+    fn in_flight(&self) -> u32 {
+        self.requests.in_kernel()
+    }
+
+    fn uses(&self, first: u64, last: u64) -> bool {
+        self.requests.uses(first, last)
+    }
+
+    fn cancel(&mut self, io: &mut Io<'_>) {
+        for slot in self.requests.slots_in_kernel() {
+            io.cancel(slot);
+        }
+    }
+
+    fn fail(&mut self) {
+        self.csts = self.csts.with_cfs(true);
     }
 }
 

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! NVMe controllers: registers, the admin queue and the admin commands.
+//! NVMe controllers: registers, queues, admin and I/O commands.
 //!
 //! A [`controller::Controller`] is a device kind of the PCI function around it. Encodings come from
 //! the `zeroshift-nvme` crate; what is here is behaviour.
 
 pub(crate) mod admin;
-mod admin_queue;
 pub(crate) mod controller;
-mod prp;
+pub(crate) mod data_pointer;
+mod io;
+pub(crate) mod namespace;
+mod queues;
+mod shadow;

@@ -3,19 +3,43 @@
 //! A PCI function: configuration space, MSI-X and guest memory around a device kind.
 //!
 //! Owns everything that is the same for every kind. The kind (an NVMe controller, later virtio)
-//! sees registers and a [`Bus`]; the transport sees [`Device`]. Neither knows the other, so tests
-//! drive a kind or a whole function without a socket.
+//! sees registers and a [`Bus`]; the transport sees [`Device`]; the poller sees [`Function::poll`].
+//! None knows the others, so tests drive a kind or a whole function without a socket.
+//!
+//! # Threads and locks
+//!
+//! One lock per function guards all of its state ([`State`]). Three kinds of threads take it: the
+//! function's session (for each message), its poller (once per pass, not per command), and whoever
+//! manages it (the administrative controller's threads, the control socket; for a moment each). A
+//! thread that holds the lock of the administrative controller may take that of another function,
+//! never the other way round; nobody holds two others. The dirty log is read without any lock.
+//!
+//! Nothing blocks under the lock. Who has to wait for requests that the kernel still works on (an
+//! unmap, a reset) waits on [`Function::quiet`], which gives the lock away; the poller, which
+//! finishes requests, notifies it.
 
 pub(crate) mod config;
 pub(crate) mod msix;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::attention::Attention;
 use crate::memory::{DmaError, GuestMemory, MapRequest};
+use crate::poller::Io;
 use crate::transport::device::{Device, Region, VectorAction};
 use config::{ConfigSpace, Identity, MSIX_PENDING, MSIX_TABLE};
 use msix::Msix;
+
+/// How long requests that the kernel works on may hold up an unmap or a reset before they are
+/// cancelled.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long cancelled requests may take to end before guest memory is taken away from them.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What a device kind implements. Registers are BAR0 below the MSI-X table.
 pub(crate) trait Kind: Send {
@@ -28,14 +52,49 @@ pub(crate) trait Kind: Send {
     /// Something that may have kept the kind from working has changed (it became bus master).
     fn resume(&mut self, bus: &mut Bus<'_>);
 
-    /// Back to the state after power-on. Outstanding work is dropped, nothing is written any more.
+    /// Back to the state after power-on. Outstanding work is dropped and nothing new is begun, but
+    /// requests that the kernel works on stay in flight; their completions lead nowhere.
     fn reset(&mut self);
+
+    /// Does what there is to do. Called by the poller only.
+    fn poll(&mut self, bus: &mut Bus<'_>, io: &mut Io<'_>) -> Progress;
+
+    /// The kernel is done with a request that [`Kind::poll`] handed to it.
+    fn finish(&mut self, slot: u32, result: i32, bus: &mut Bus<'_>, io: &mut Io<'_>);
+
+    /// The poller is about to sleep: asks the driver for a doorbell. Says whether work came in
+    /// between.
+    fn arm(&mut self, bus: &mut Bus<'_>) -> bool;
+
+    /// Requests that the kernel works on, each with its slot.
+    fn in_flight(&self) -> u32;
+
+    /// Whether the kernel works on a request with data in the range (`last` is inclusive).
+    fn uses(&self, first: u64, last: u64) -> bool;
+
+    /// Asks the kernel to give up all requests. Called by the poller only.
+    fn cancel(&mut self, io: &mut Io<'_>);
+
+    /// The device has failed for good: it says so and does nothing any more until it is reset.
+    fn fail(&mut self);
+}
+
+/// What a pass of the poller over a function came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    /// Something was done.
+    pub(crate) worked: bool,
+    /// Work may come without anybody calling: look again while awake.
+    pub(crate) watch: bool,
+    /// Something has to be done at this time, also when nothing else happens.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// A kind's way to the outside for the length of a call.
 pub(crate) struct Bus<'a> {
     memory: &'a GuestMemory,
     msix: &'a mut Msix,
+    attention: &'a Attention,
     master: bool,
 }
 
@@ -45,19 +104,31 @@ impl Bus<'_> {
         self.master
     }
 
+    /// Guest memory, for what is more than a copy.
+    pub(crate) fn memory(&self) -> Result<&GuestMemory, DmaError> {
+        self.master
+            .then_some(self.memory)
+            .ok_or(DmaError::BusMasterOff)
+    }
+
+    /// Guest memory after the fact: what the kernel wrote is dirty, bus master or not.
+    pub(crate) fn wrote(&self, iova: u64, len: u64) {
+        self.memory.wrote(iova, len);
+    }
+
     /// Copies guest memory out. All of it or nothing.
     pub(crate) fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaError> {
-        self.allowed()?.read(iova, data)
+        self.memory()?.read(iova, data)
     }
 
     /// Copies into guest memory. All of it or nothing.
     pub(crate) fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
-        self.allowed()?.write(iova, data)
+        self.memory()?.write(iova, data)
     }
 
     /// Stores one aligned dword after everything written before.
     pub(crate) fn publish_u32(&self, iova: u64, value: u32) -> Result<(), DmaError> {
-        self.allowed()?.publish_u32(iova, value)
+        self.memory()?.publish_u32(iova, value)
     }
 
     /// Sends the interrupt of a vector, or makes it pending.
@@ -65,75 +136,182 @@ impl Bus<'_> {
         self.msix.raise(vector);
     }
 
-    fn allowed(&self) -> Result<&GuestMemory, DmaError> {
-        self.master
-            .then_some(self.memory)
-            .ok_or(DmaError::BusMasterOff)
+    /// Number of interrupt vectors.
+    pub(crate) fn vectors(&self) -> u16 {
+        self.msix.count()
+    }
+
+    /// There is work for the poller.
+    pub(crate) fn call_poller(&self) {
+        self.attention.call();
     }
 }
 
 /// A function of the card.
-pub(crate) struct Function<K> {
-    config: ConfigSpace,
-    msix: Msix,
-    memory: GuestMemory,
+pub(crate) struct Function {
     bar0_size: u32,
-    kind: K,
+    vectors: u16,
+    state: Mutex<State>,
+    /// Requests in flight have become fewer.
+    quiet: Condvar,
+    /// Work for the poller.
+    pub(crate) attention: Arc<Attention>,
 }
 
-impl<K: Kind> Function<K> {
-    /// A function after power-on.
-    pub(crate) fn new(identity: &Identity, kind: K) -> Self {
-        Self {
-            config: ConfigSpace::new(identity),
-            msix: Msix::new(identity.vectors),
-            memory: GuestMemory::default(),
-            bar0_size: identity.bar0_size,
-            kind,
-        }
-    }
+/// Everything that the lock of a function guards.
+pub(crate) struct State {
+    config: ConfigSpace,
+    msix: Msix,
+    pub(crate) memory: GuestMemory,
+    pub(crate) kind: Box<dyn Kind>,
+    /// Threads that wait on `quiet`.
+    waiting: u32,
+    /// The poller is to cancel what is in flight.
+    cancel: bool,
+}
 
-    fn with_kind(&mut self, work: impl FnOnce(&mut K, &mut Bus<'_>)) {
+impl State {
+    /// Works with the kind and a bus.
+    pub(crate) fn with_kind<T>(
+        &mut self,
+        attention: &Attention,
+        work: impl FnOnce(&mut dyn Kind, &mut Bus<'_>) -> T,
+    ) -> T {
         let mut bus = Bus {
             memory: &self.memory,
             msix: &mut self.msix,
+            attention,
             master: self.config.bus_master(),
         };
-        work(&mut self.kind, &mut bus);
+        work(self.kind.as_mut(), &mut bus)
+    }
+}
+
+impl Function {
+    /// A function after power-on.
+    pub(crate) fn new(identity: &Identity, kind: Box<dyn Kind>) -> Self {
+        Self {
+            bar0_size: identity.bar0_size,
+            vectors: identity.vectors,
+            state: Mutex::new(State {
+                config: ConfigSpace::new(identity),
+                msix: Msix::new(identity.vectors),
+                memory: GuestMemory::default(),
+                kind,
+                waiting: 0,
+                cancel: false,
+            }),
+            quiet: Condvar::new(),
+            attention: Arc::default(),
+        }
     }
 
-    fn write_config(&mut self, offset: usize, data: &[u8]) {
-        let was_master = self.config.bus_master();
-        if self.config.write(offset, data) {
-            tracing::debug!("function level reset");
-            self.reset();
+    /// The state, for whoever manages the function.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Does what there is to do.
+    pub(crate) fn poll(&self, io: &mut Io<'_>) -> Progress {
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.cancel) {
+            state.kind.cancel(io);
+        }
+        state.with_kind(&self.attention, |kind, bus| kind.poll(bus, io))
+    }
+
+    /// Takes back requests that the kernel has finished (slot, result), and goes on with what that
+    /// makes possible.
+    pub(crate) fn finish(&self, finished: &[(u32, i32)], io: &mut Io<'_>) -> Progress {
+        let mut state = self.state.lock();
+        let progress = state.with_kind(&self.attention, |kind, bus| {
+            for &(token, result) in finished {
+                kind.finish(token % crate::poller::SLOTS, result, bus, io);
+            }
+            kind.poll(bus, io)
+        });
+        if state.waiting > 0 {
+            self.quiet.notify_all();
+        }
+        progress
+    }
+
+    /// The poller is about to sleep. Says whether it should not.
+    pub(crate) fn arm(&self) -> bool {
+        let mut state = self.state.lock();
+        state.with_kind(&self.attention, |kind, bus| kind.arm(bus))
+    }
+
+    /// Waits until the kernel has let go of requests: all of them, or those in a range. A kernel
+    /// that does not (its storage hangs) costs the function, but neither the client's patience nor
+    /// anybody's memory: requests are cancelled, and at last guest memory is taken away from them.
+    fn drain(&self, state: &mut MutexGuard<'_, State>, range: Option<(u64, u64)>) {
+        let busy = |state: &State| match range {
+            Some((first, last)) => state.kind.uses(first, last),
+            None => state.kind.in_flight() > 0,
+        };
+        if !busy(state) {
             return;
         }
-        let master = self.config.bus_master();
-        self.msix.configure(
-            self.config.msix_enabled(),
-            self.config.msix_masked(),
-            master,
-        );
-        if master && !was_master {
-            self.with_kind(|kind, bus| kind.resume(bus));
+        state.waiting += 1;
+        for (patience, last) in [(PATIENCE, false), (GRACE, true)] {
+            let deadline = Instant::now() + patience;
+            while busy(state) && !self.quiet.wait_until(state, deadline).timed_out() {}
+            if !busy(state) {
+                break;
+            }
+            if last {
+                tracing::error!(
+                    "the storage keeps {} requests: the function has failed, and guest memory is \
+                     out of their reach",
+                    state.kind.in_flight()
+                );
+                state.memory.revoke();
+                state.kind.fail();
+            } else {
+                tracing::warn!("cancelling requests that the storage keeps");
+                state.cancel = true;
+                self.attention.call();
+            }
         }
+        state.waiting -= 1;
     }
 
-    /// Splits an access to BAR0 at the borders of registers, MSI-X table and pending bits, and
-    /// hands out (area, offset in the area, range of the data).
-    fn areas(offset: usize, len: usize) -> impl Iterator<Item = (Area, usize, usize, usize)> {
-        const BORDERS: [(Area, usize, usize); 3] = [
-            (Area::Registers, 0, MSIX_TABLE as usize),
-            (Area::Table, MSIX_TABLE as usize, MSIX_PENDING as usize),
-            (Area::Pending, MSIX_PENDING as usize, usize::MAX),
-        ];
-        BORDERS.into_iter().filter_map(move |(area, first, end)| {
-            let from = offset.max(first);
-            let to = (offset + len).min(end);
-            (from < to).then(|| (area, from - first, from - offset, to - offset))
-        })
+    fn reset_now(&self, state: &mut MutexGuard<'_, State>) {
+        state.kind.reset();
+        self.drain(state, None);
+        state.msix.reset();
+        state.config.reset();
     }
+
+    fn write_config(&self, state: &mut MutexGuard<'_, State>, offset: usize, data: &[u8]) {
+        let was_master = state.config.bus_master();
+        if state.config.write(offset, data) {
+            tracing::debug!("function level reset");
+            return self.reset_now(state);
+        }
+        let master = state.config.bus_master();
+        let (enabled, masked) = (state.config.msix_enabled(), state.config.msix_masked());
+        state.msix.configure(enabled, masked, master);
+        if master && !was_master {
+            state.with_kind(&self.attention, |kind, bus| kind.resume(bus));
+        }
+    }
+}
+
+/// Splits an access to BAR0 at the borders of registers, MSI-X table and pending bits, and hands
+/// out (area, offset in the area, range of the data).
+fn areas(offset: usize, len: usize) -> impl Iterator<Item = (Area, usize, usize, usize)> {
+    const BORDERS: [(Area, usize, usize); 3] = [
+        (Area::Registers, 0, MSIX_TABLE as usize),
+        (Area::Table, MSIX_TABLE as usize, MSIX_PENDING as usize),
+        (Area::Pending, MSIX_PENDING as usize, usize::MAX),
+    ];
+    BORDERS.into_iter().filter_map(move |(area, first, end)| {
+        let from = offset.max(first);
+        let to = (offset + len).min(end);
+        (from < to).then(|| (area, from - first, from - offset, to - offset))
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -143,7 +321,7 @@ enum Area {
     Pending,
 }
 
-impl<K: Kind> Device for Function<K> {
+impl Device for Function {
     fn region_size(&self, region: Region) -> u64 {
         match region {
             Region::Bar0 => u64::from(self.bar0_size),
@@ -152,78 +330,87 @@ impl<K: Kind> Device for Function<K> {
     }
 
     fn vectors(&self) -> u16 {
-        self.msix.count()
+        self.vectors
     }
 
-    fn read(&mut self, region: Region, offset: usize, data: &mut [u8]) {
+    fn read(&self, region: Region, offset: usize, data: &mut [u8]) {
+        let mut state = self.state.lock();
         if region == Region::Config {
-            return self.config.read(offset, data);
+            return state.config.read(offset, data);
         }
         // An access while Memory Space Enable is off does not reach a real function.
-        if !self.config.memory_enabled() {
+        if !state.config.memory_enabled() {
             return data.fill(0xff);
         }
-        for (area, at, from, to) in Self::areas(offset, data.len()) {
+        for (area, at, from, to) in areas(offset, data.len()) {
             match area {
-                Area::Registers => self.kind.read(at, &mut data[from..to]),
-                Area::Table => self.msix.read_table(at, &mut data[from..to]),
-                Area::Pending => self.msix.read_pending(at, &mut data[from..to]),
+                Area::Registers => state.kind.read(at, &mut data[from..to]),
+                Area::Table => state.msix.read_table(at, &mut data[from..to]),
+                Area::Pending => state.msix.read_pending(at, &mut data[from..to]),
             }
         }
     }
 
-    fn write(&mut self, region: Region, offset: usize, data: &[u8]) {
+    fn write(&self, region: Region, offset: usize, data: &[u8]) {
+        let mut state = self.state.lock();
         if region == Region::Config {
-            return self.write_config(offset, data);
+            return self.write_config(&mut state, offset, data);
         }
-        if !self.config.memory_enabled() {
+        if !state.config.memory_enabled() {
             return;
         }
-        for (area, at, from, to) in Self::areas(offset, data.len()) {
+        for (area, at, from, to) in areas(offset, data.len()) {
+            let data = &data[from..to];
             match area {
                 Area::Registers => {
-                    self.with_kind(|kind, bus| kind.write(at, &data[from..to], bus));
+                    state.with_kind(&self.attention, |kind, bus| kind.write(at, data, bus));
                 }
-                Area::Table => self.msix.write_table(at, &data[from..to]),
+                Area::Table => state.msix.write_table(at, data),
                 Area::Pending => {}
             }
         }
     }
 
-    fn map(&mut self, request: MapRequest, file: Option<&OwnedFd>) -> io::Result<()> {
-        self.memory.map(request, file)
+    fn map(&self, request: MapRequest, file: Option<&OwnedFd>) -> io::Result<()> {
+        self.state.lock().memory.map(request, file)
     }
 
-    fn unmap(&mut self, iova: u64, size: u64) {
-        self.memory.unmap(iova, size);
+    fn unmap(&self, iova: u64, size: u64) {
+        let Some(rest) = size.checked_sub(1) else {
+            return;
+        };
+        let mut state = self.state.lock();
+        state.memory.unmap(iova, size);
+        self.drain(&mut state, Some((iova, iova.saturating_add(rest))));
     }
 
-    fn unmap_all(&mut self) {
-        self.memory.unmap_all();
+    fn unmap_all(&self) {
+        let mut state = self.state.lock();
+        state.memory.unmap_all();
+        self.drain(&mut state, Some((0, u64::MAX)));
     }
 
-    fn vector(&mut self, index: u16, action: VectorAction) {
+    fn vector(&self, index: u16, action: VectorAction) {
+        let mut state = self.state.lock();
         match action {
-            VectorAction::Assign(trigger) => self.msix.set_trigger(index, trigger),
-            VectorAction::Trigger => self.msix.trigger(index),
-            VectorAction::Mask => self.msix.set_client_mask(index, true),
-            VectorAction::Unmask => self.msix.set_client_mask(index, false),
+            VectorAction::Assign(trigger) => state.msix.set_trigger(index, trigger),
+            VectorAction::Trigger => state.msix.trigger(index),
+            VectorAction::Mask => state.msix.set_client_mask(index, true),
+            VectorAction::Unmask => state.msix.set_client_mask(index, false),
         }
     }
 
-    fn reset(&mut self) {
-        self.kind.reset();
-        self.msix.reset();
-        self.config.reset();
+    fn reset(&self) {
+        self.reset_now(&mut self.state.lock());
     }
 
-    fn disconnect(&mut self) {
-        self.reset();
-        self.msix.disconnect();
-        self.memory = GuestMemory::default();
+    fn disconnect(&self) {
+        let mut state = self.state.lock();
+        self.reset_now(&mut state);
+        state.msix.disconnect();
+        state.memory.reset();
     }
 }
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

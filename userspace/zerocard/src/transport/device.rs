@@ -32,8 +32,9 @@ pub(crate) enum VectorAction {
     Unmask,
 }
 
-/// A function that can be served.
-pub(crate) trait Device: Send {
+/// A function that can be served. It has locks of its own: others work with it while a client is
+/// connected.
+pub(crate) trait Device: Send + Sync {
     /// Size of a region in bytes.
     fn region_size(&self, region: Region) -> u64;
 
@@ -41,26 +42,26 @@ pub(crate) trait Device: Send {
     fn vectors(&self) -> u16;
 
     /// Reads a region; the range lies within it.
-    fn read(&mut self, region: Region, offset: usize, data: &mut [u8]);
+    fn read(&self, region: Region, offset: usize, data: &mut [u8]);
 
     /// Writes a region; the range lies within it.
-    fn write(&mut self, region: Region, offset: usize, data: &[u8]);
+    fn write(&self, region: Region, offset: usize, data: &[u8]);
 
     /// Maps guest memory.
-    fn map(&mut self, request: MapRequest, file: Option<&OwnedFd>) -> io::Result<()>;
+    fn map(&self, request: MapRequest, file: Option<&OwnedFd>) -> io::Result<()>;
 
     /// Unmaps guest memory. When it returns, nothing accesses the range any more.
-    fn unmap(&mut self, iova: u64, size: u64);
+    fn unmap(&self, iova: u64, size: u64);
 
     /// Unmaps all guest memory.
-    fn unmap_all(&mut self);
+    fn unmap_all(&self);
 
     /// Acts on a vector; the index is below [`Device::vectors`].
-    fn vector(&mut self, index: u16, action: VectorAction);
+    fn vector(&self, index: u16, action: VectorAction);
 
     /// Resets the function. Maps and eventfds stay.
-    fn reset(&mut self);
+    fn reset(&self);
 
     /// The client is gone: resets the function and lets go of everything that was the client's.
-    fn disconnect(&mut self);
+    fn disconnect(&self);
 }

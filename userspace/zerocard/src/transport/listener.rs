@@ -81,7 +81,7 @@ impl Listener {
     }
 
     /// Serves one client after another until `stop` becomes readable.
-    pub(crate) fn serve(&self, device: &mut dyn Device, stop: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn serve(&self, device: &dyn Device, stop: BorrowedFd<'_>) -> io::Result<()> {
         loop {
             if !wait(self.socket.as_fd(), PollFlags::IN, stop)? {
                 return Ok(());

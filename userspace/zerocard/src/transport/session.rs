@@ -19,7 +19,7 @@ use crate::memory::MapRequest;
 use crate::throttle::Throttle;
 
 /// Serves a client until it goes or the process is to end.
-pub(super) fn run(stream: &Stream<'_>, device: &mut dyn Device) -> Closed {
+pub(super) fn run(stream: &Stream<'_>, device: &dyn Device) -> Closed {
     let mut session = Session {
         device,
         negotiated: false,
@@ -55,7 +55,7 @@ pub(super) fn run(stream: &Stream<'_>, device: &mut dyn Device) -> Closed {
 }
 
 struct Session<'a> {
-    device: &'a mut dyn Device,
+    device: &'a dyn Device,
     negotiated: bool,
     warnings: Throttle,
 }

@@ -2,19 +2,43 @@
 
 //! Get Features and Set Features (NVMe Base 2.1, sections 5.1.11 and 5.1.25).
 //!
-//! Owned by the admin command set: power management, temperature threshold and asynchronous event
-//! configuration. Features about I/O queues do not exist on an administrative controller. Nothing
-//! is saved, so the select field of Get Features and the save bit of Set Features are refused.
+//! Owned by the admin command set. Features about I/O do not exist on an administrative controller.
+//! Nothing is saved, so the select field of Get Features and the save bit of Set Features are refused.
 
 use zeroshift_nvme::command::{feature, Command, NSID_ALL};
+use zeroshift_nvme::feature::{self as feature_value, NumberOfQueues};
 use zeroshift_nvme::status::Status;
 
-/// Feature identifiers that exist, for the effects log page.
-pub(super) const SUPPORTED: [u8; 3] = [
+use super::Personality;
+
+/// Feature identifiers that every controller has.
+const COMMON: [u8; 4] = [
     feature::POWER_MANAGEMENT,
     feature::TEMPERATURE_THRESHOLD,
     feature::ASYNC_EVENT_CONFIGURATION,
+    feature::HOST_IDENTIFIER,
 ];
+
+/// Feature identifiers that an I/O controller has besides.
+const IO: [u8; 7] = [
+    feature::ARBITRATION,
+    feature::ERROR_RECOVERY,
+    feature::VOLATILE_WRITE_CACHE,
+    feature::NUMBER_OF_QUEUES,
+    feature::INTERRUPT_COALESCING,
+    feature::INTERRUPT_VECTOR,
+    feature::WRITE_ATOMICITY,
+];
+
+/// Feature identifiers that exist.
+pub(super) fn supported(personality: &Personality) -> impl Iterator<Item = u8> {
+    let more: &[u8] = if personality.is_administrative() {
+        &[]
+    } else {
+        &IO
+    };
+    COMMON.iter().chain(more).copied()
+}
 
 /// Composite temperature of a piece of software, in kelvins.
 pub(super) const TEMPERATURE: u16 = 300;
@@ -29,12 +53,21 @@ const TEMPERATURE_WARNING: u8 = 1 << 1;
 const EVENTS: u32 = 0x3f;
 
 /// Current values.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Features {
     workload_hint: u8,
     over: u16,
     under: u16,
     events: u32,
+    arbitration: u32,
+    error_recovery: u16,
+    write_cache: bool,
+    coalescing: u16,
+    /// Vectors for which coalescing is disabled; one bit each.
+    uncoalesced: [u64; 4],
+    write_atomicity: bool,
+    /// Host Identifier, little-endian; zero when no host has given one.
+    host_identifier: [u8; 16],
 }
 
 impl Default for Features {
@@ -44,6 +77,14 @@ impl Default for Features {
             over: WARNING_TEMPERATURE,
             under: 0,
             events: 0,
+            // Arbitration burst: no limit.
+            arbitration: 7,
+            error_recovery: 0,
+            write_cache: true,
+            coalescing: 0,
+            uncoalesced: [0; 4],
+            write_atomicity: false,
+            host_identifier: [0; 16],
         }
     }
 }
@@ -63,14 +104,33 @@ impl Features {
         self.events & u32::from(self.critical_warning()) != 0
     }
 
+    /// Volatile Write Cache: enabled.
+    pub(super) fn write_cache(&self) -> bool {
+        self.write_cache
+    }
+
+    /// Host Identifier in the length that a Get Features command asks for.
+    pub(super) fn host_identifier(&self, command: &Command) -> &[u8] {
+        &self.host_identifier[..host_identifier_len(command)]
+    }
+
+    /// Host Identifier; a short one fills the lower half.
+    pub(super) fn set_host_identifier(&mut self, identifier: [u8; 16]) {
+        self.host_identifier = identifier;
+    }
+
     /// Get Features: dword 0 of the completion.
-    pub(super) fn get(&self, command: &Command) -> Result<u32, Status> {
+    pub(super) fn get(&self, personality: &Personality, command: &Command) -> Result<u32, Status> {
         let select = command.cdw10 >> 8 & 7;
+        let identifier = command.cdw10 as u8;
+        if !supported(personality).any(|known| known == identifier) {
+            return Err(Status::INVALID_FIELD);
+        }
         check_namespace(command)?;
         if select != 0 {
             return Err(Status::INVALID_FIELD);
         }
-        match command.cdw10 as u8 {
+        match identifier {
             feature::POWER_MANAGEMENT => Ok(u32::from(self.workload_hint) << 5),
             feature::TEMPERATURE_THRESHOLD => {
                 let threshold = match threshold(command.cdw11, false)? {
@@ -80,14 +140,31 @@ impl Features {
                 Ok(u32::from(threshold))
             }
             feature::ASYNC_EVENT_CONFIGURATION => Ok(self.events),
+            feature::HOST_IDENTIFIER => Ok(0),
+            feature::ARBITRATION => Ok(self.arbitration),
+            feature::ERROR_RECOVERY => Ok(self.error_recovery.into()),
+            feature::VOLATILE_WRITE_CACHE => Ok(self.write_cache.into()),
+            feature::NUMBER_OF_QUEUES => Ok(number_of_queues(personality)),
+            feature::INTERRUPT_COALESCING => Ok(self.coalescing.into()),
+            feature::INTERRUPT_VECTOR => {
+                let vector = vector(personality, command.cdw11)?;
+                let bit = self.uncoalesced[usize::from(vector / 64)] >> (vector % 64) & 1;
+                Ok(u32::from(vector) | (bit as u32) << 16)
+            }
+            feature::WRITE_ATOMICITY => Ok(self.write_atomicity.into()),
             _ => Err(Status::INVALID_FIELD),
         }
     }
 
-    /// Set Features.
-    pub(super) fn set(&mut self, command: &Command) -> Result<(), Status> {
+    /// Set Features: dword 0 of the completion. `has_io_queues` says that an I/O queue exists.
+    pub(super) fn set(
+        &mut self,
+        personality: &Personality,
+        command: &Command,
+        has_io_queues: bool,
+    ) -> Result<u32, Status> {
         let identifier = command.cdw10 as u8;
-        if !SUPPORTED.contains(&identifier) {
+        if !supported(personality).any(|known| known == identifier) {
             return Err(Status::INVALID_FIELD);
         }
         if command.cdw10 >> 31 != 0 {
@@ -114,10 +191,67 @@ impl Features {
                 }
                 self.events = value;
             }
+            // The data follows; see `set_host_identifier`.
+            feature::HOST_IDENTIFIER => {}
+            feature::ARBITRATION => self.arbitration = value,
+            // DULBE asks for errors that the namespaces do not offer.
+            feature::ERROR_RECOVERY if value >> 16 != 0 => return Err(Status::INVALID_FIELD),
+            feature::ERROR_RECOVERY => self.error_recovery = value as u16,
+            feature::VOLATILE_WRITE_CACHE => {
+                self.write_cache = value & feature_value::WRITE_CACHE_ENABLED != 0;
+            }
+            feature::NUMBER_OF_QUEUES => {
+                NumberOfQueues::from_dword(value).ok_or(Status::INVALID_FIELD)?;
+                if has_io_queues {
+                    return Err(Status::COMMAND_SEQUENCE_ERROR);
+                }
+                return Ok(number_of_queues(personality));
+            }
+            // Kept, and without effect: interrupts are coalesced by what is done in one pass.
+            feature::INTERRUPT_COALESCING => self.coalescing = value as u16,
+            feature::INTERRUPT_VECTOR => {
+                let vector = vector(personality, value)?;
+                let word = &mut self.uncoalesced[usize::from(vector / 64)];
+                let bit = 1 << (vector % 64);
+                *word = if value & 1 << 16 != 0 {
+                    *word | bit
+                } else {
+                    *word & !bit
+                };
+            }
+            feature::WRITE_ATOMICITY => self.write_atomicity = value & 1 != 0,
             _ => return Err(Status::INVALID_FIELD),
         }
-        Ok(())
+        Ok(0)
     }
+}
+
+/// Bytes of the Host Identifier that a command carries: EXHID in CDW11.
+pub(super) fn host_identifier_len(command: &Command) -> usize {
+    if command.cdw11 & 1 != 0 {
+        16
+    } else {
+        8
+    }
+}
+
+/// What there is, whatever the host asked for.
+fn number_of_queues(personality: &Personality) -> u32 {
+    let count = personality.io_queues();
+    NumberOfQueues {
+        submission: count,
+        completion: count,
+    }
+    .to_dword()
+}
+
+/// The interrupt vector that CDW11 selects: the admin queue's and one per I/O queue pair.
+fn vector(personality: &Personality, cdw11: u32) -> Result<u16, Status> {
+    let vector = cdw11 as u16;
+    if vector > personality.io_queues() || vector > 255 {
+        return Err(Status::INVALID_FIELD);
+    }
+    Ok(vector)
 }
 
 enum Threshold {
@@ -139,11 +273,11 @@ fn threshold(cdw11: u32, set: bool) -> Result<Threshold, Status> {
     }
 }
 
-/// No feature here belongs to a namespace, and there are no namespaces.
+/// No feature here belongs to a namespace.
 fn check_namespace(command: &Command) -> Result<(), Status> {
     match command.nsid {
         0 | NSID_ALL => Ok(()),
-        _ => Err(Status::INVALID_NAMESPACE),
+        _ => Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC),
     }
 }
 

@@ -11,10 +11,16 @@ use zeroshift_nvme::command::{log, Command, NSID_ALL};
 use zeroshift_nvme::status::Status;
 
 use super::features::{self, TEMPERATURE};
-use super::{identify, Admin, Context, MAX_TRANSFER, SUPPORTED};
+use super::{identify, Admin, Context, MAX_TRANSFER};
+use crate::nvme::io;
 
 /// Entries of the Error Information log page.
 pub(super) const ERROR_ENTRIES: u8 = 16;
+
+/// Commands Supported and Effects bit 0: Command Supported (CSUPP).
+const EFFECT_SUPPORTED: u32 = 1;
+/// Bit 1: Logical Block Content Change (LBCC).
+const EFFECT_CHANGES_DATA: u8 = 1 << 1;
 
 /// Feature Identifiers Supported and Effects.
 const FEATURE_EFFECTS: u8 = 0x12;
@@ -58,18 +64,37 @@ impl Admin {
 
     fn page(&self, identifier: u8, nsid: u32) -> Result<Vec<u8>, Status> {
         match identifier {
-            log::SUPPORTED_PAGES => Ok(supported_entries(256, &PAGES, 1)),
+            log::SUPPORTED_PAGES => Ok(supported_entries(256, PAGES, 1)),
             log::ERROR_INFORMATION => Ok(self.errors.page()),
             log::SMART_HEALTH => match nsid {
                 0 | NSID_ALL => Ok(self.smart()),
                 _ => Err(Status::INVALID_FIELD),
             },
             log::FIRMWARE_SLOT => Ok(firmware_slots()),
-            log::COMMAND_EFFECTS => Ok(supported_entries(1024, &SUPPORTED, 1)),
+            log::COMMAND_EFFECTS => Ok(self.effects()),
             // Bit 0 supported, bit 21 scope: controller.
-            FEATURE_EFFECTS => Ok(supported_entries(256, &features::SUPPORTED, 1 | 1 << 21)),
+            FEATURE_EFFECTS => {
+                let features = features::supported(&self.personality);
+                Ok(supported_entries(256, features, 1 | 1 << 21))
+            }
             _ => Err(Status::INVALID_LOG_PAGE),
         }
+    }
+
+    /// Commands Supported and Effects: admin commands, then I/O commands.
+    fn effects(&self) -> Vec<u8> {
+        let mut page = supported_entries(256, self.personality.commands(), EFFECT_SUPPORTED);
+        let io = if self.personality.is_administrative() {
+            &[][..]
+        } else {
+            &io::SUPPORTED
+        };
+        page.extend(supported_entries(256, io.iter().copied(), EFFECT_SUPPORTED));
+        for opcode in io.iter().filter(|opcode| io::changes_data(**opcode)) {
+            page[1024 + usize::from(*opcode) * 4] |= EFFECT_CHANGES_DATA;
+        }
+        page.resize(4096, 0);
+        page
     }
 
     fn smart(&self) -> Vec<u8> {
@@ -86,9 +111,9 @@ impl Admin {
 }
 
 /// A page of `count` dwords, where the listed ones hold `value`.
-fn supported_entries(count: usize, supported: &[u8], value: u32) -> Vec<u8> {
+fn supported_entries(count: usize, supported: impl IntoIterator<Item = u8>, value: u32) -> Vec<u8> {
     let mut page = vec![0; count * 4];
-    for &entry in supported {
+    for entry in supported {
         let at = usize::from(entry) * 4;
         page[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
@@ -163,8 +188,8 @@ mod tests {
 
     #[test]
     fn effects_pages_list_what_is_there() {
-        let page = supported_entries(1024, &SUPPORTED, 1);
-        assert_eq!(page.len(), 4096);
+        let page = supported_entries(256, [0x06, 0x0c], 1);
+        assert_eq!(page.len(), 1024);
         assert_eq!((page[0x06 * 4], page[0x0c * 4], page[0x3d * 4]), (1, 1, 0));
     }
 }

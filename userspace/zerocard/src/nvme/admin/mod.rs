@@ -1,25 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Admin commands of an administrative controller (NVMe Base 2.1, section 5).
+//! Admin commands (NVMe Base 2.1, section 5).
 //!
 //! Owned by the controller, which feeds commands in and posts the completions that come out. One
 //! file per family; this one decides which command goes where and answers what exists for nobody.
 //! What the controller advertises (Identify, supported log pages, effects) has to match what is
-//! dispatched here. Never touches registers or queues.
+//! dispatched here. Never touches registers.
 
 mod events;
 mod features;
 mod identify;
+mod io_queues;
 mod log_page;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use zeroshift_nvme::command::{admin, feature, Command};
 use zeroshift_nvme::completion::Completion;
 use zeroshift_nvme::status::Status;
 
 use super::controller::completion_for;
-use super::prp;
+use super::data_pointer::{self, Rules};
+use super::namespace::Namespace;
+use super::queues::Queues;
+use super::shadow::Shadow;
 use crate::pci::Bus;
 use events::{Event, Events};
 use features::Features;
@@ -27,8 +32,8 @@ use log_page::ErrorLog;
 
 pub(crate) use identify::Identity;
 
-/// Opcodes that [`Admin::execute`] dispatches, for the Commands Supported and Effects log page.
-const SUPPORTED: [u8; 6] = [
+/// Opcodes that every controller has.
+const COMMON: [u8; 6] = [
     admin::GET_LOG_PAGE,
     admin::IDENTIFY,
     admin::ABORT,
@@ -37,9 +42,69 @@ const SUPPORTED: [u8; 6] = [
     admin::ASYNC_EVENT_REQUEST,
 ];
 
-/// Maximum Data Transfer Size: 2^5 pages of 4 KiB.
-const MDTS: u8 = 5;
-const MAX_TRANSFER: u64 = 0x1000 << MDTS;
+/// Opcodes that an I/O controller has besides.
+const IO: [u8; 5] = [
+    admin::DELETE_IO_SQ,
+    admin::CREATE_IO_SQ,
+    admin::DELETE_IO_CQ,
+    admin::CREATE_IO_CQ,
+    admin::DOORBELL_BUFFER_CONFIG,
+];
+
+/// Maximum Data Transfer Size: 2^7 pages of 4 KiB.
+pub(super) const MDTS: u8 = 7;
+/// The same in bytes.
+pub(super) const MAX_TRANSFER: u64 = 0x1000 << MDTS;
+
+/// What a controller is, for its life.
+pub(crate) struct Personality {
+    /// What it says about itself.
+    pub(crate) identity: Identity,
+    /// What it is for.
+    pub(crate) role: Role,
+}
+
+/// The two types of controllers.
+pub(crate) enum Role {
+    /// Manages the card and does no I/O.
+    Administrative,
+    /// Does I/O.
+    Io {
+        /// Attached namespaces, in ascending order of their identifiers.
+        namespaces: Vec<Arc<Namespace>>,
+        /// I/O queue pairs that it offers.
+        queues: u16,
+    },
+}
+
+impl Personality {
+    /// Whether this is the administrative controller.
+    pub(crate) fn is_administrative(&self) -> bool {
+        matches!(self.role, Role::Administrative)
+    }
+
+    /// Attached namespaces.
+    pub(crate) fn namespaces(&self) -> &[Arc<Namespace>] {
+        match &self.role {
+            Role::Administrative => &[],
+            Role::Io { namespaces, .. } => namespaces,
+        }
+    }
+
+    /// I/O queue pairs that the controller offers.
+    pub(crate) fn io_queues(&self) -> u16 {
+        match self.role {
+            Role::Administrative => 0,
+            Role::Io { queues, .. } => queues,
+        }
+    }
+
+    /// Opcodes of the admin commands that exist.
+    fn commands(&self) -> impl Iterator<Item = u8> {
+        let more: &[u8] = if self.is_administrative() { &[] } else { &IO };
+        COMMON.iter().chain(more).copied()
+    }
+}
 
 /// What a command has at hand while it runs.
 pub(super) struct Context<'a, 'b> {
@@ -47,12 +112,30 @@ pub(super) struct Context<'a, 'b> {
     pub(super) bus: &'a Bus<'b>,
     /// Memory page size in bytes, from CC.MPS.
     pub(super) page_size: u64,
+    /// The controller's queues.
+    pub(super) queues: &'a mut Queues,
+    /// Its shadow doorbells.
+    pub(super) shadow: &'a mut Option<Shadow>,
 }
 
 impl Context<'_, '_> {
+    fn rules(&self, to_host: bool) -> Rules {
+        // SGLs are for I/O commands.
+        Rules {
+            page: self.page_size,
+            sgl: false,
+            to_host,
+        }
+    }
+
     /// Sends data to where the command wants it.
     fn send(&self, command: &Command, data: &[u8]) -> Result<(), Status> {
-        prp::write(command, self.page_size, data, self.bus)
+        data_pointer::write(command, self.rules(true), data, self.bus)
+    }
+
+    /// Fills `data` from where the command has it.
+    fn receive(&self, command: &Command, data: &mut [u8]) -> Result<(), Status> {
+        data_pointer::read(command, self.rules(false), data, self.bus)
     }
 }
 
@@ -65,24 +148,46 @@ pub(super) enum Outcome {
     Done(Completion),
 }
 
+/// What became of a command that succeeded so far.
+enum Answer {
+    /// Complete, with dword 0 of the completion.
+    Now(u32),
+    /// To be completed later.
+    Later,
+}
+
 /// State behind the admin commands.
 pub(super) struct Admin {
-    identity: Identity,
+    personality: Personality,
     features: Features,
     events: Events,
     errors: ErrorLog,
+    /// Completions of commands that were held.
     ready: VecDeque<Completion>,
+    /// Delete I/O Submission Queue commands that wait for the queue's last command.
+    deletions: Vec<Command>,
 }
 
 impl Admin {
-    pub(super) fn new(identity: Identity) -> Self {
+    pub(super) fn new(personality: Personality) -> Self {
         Self {
-            identity,
+            personality,
             features: Features::default(),
             events: Events::default(),
             errors: ErrorLog::default(),
             ready: VecDeque::new(),
+            deletions: Vec::new(),
         }
+    }
+
+    /// What the controller is.
+    pub(super) fn personality(&self) -> &Personality {
+        &self.personality
+    }
+
+    /// Whether written data may stay in a volatile cache until it is flushed.
+    pub(super) fn write_cache(&self) -> bool {
+        self.features.write_cache()
     }
 
     /// A Controller Level Reset: features fall back to their defaults, held commands vanish, and the
@@ -93,27 +198,39 @@ impl Admin {
         self.events = Events::default();
         self.errors.clear();
         self.ready.clear();
+        self.deletions.clear();
     }
 
-    /// The next completion to post.
-    pub(super) fn next_completion(&mut self) -> Option<Completion> {
-        self.ready.pop_front().or_else(|| self.events.report())
+    /// The next completion of a command that was held.
+    pub(super) fn next_completion(&mut self, queues: &mut Queues) -> Option<Completion> {
+        if let Some(completion) = self.ready.pop_front() {
+            return Some(completion);
+        }
+        if let Some(completion) = self.next_deletion(queues) {
+            return Some(completion);
+        }
+        self.events.report()
     }
 
-    /// Queues the completion of a command, and logs it when it is an error.
-    pub(super) fn complete(&mut self, command: &Command, mut completion: Completion) {
+    /// A completion on its way to the host: notes it when it is an error.
+    pub(super) fn conclude(
+        &mut self,
+        queue: u16,
+        command: &Command,
+        mut completion: Completion,
+    ) -> Completion {
         if !completion.status.is_success() {
             tracing::debug!(
-                "command {:#06x} (opcode {:#04x}): {}",
+                "queue {queue}, command {:#06x} (opcode {:#04x}): {}",
                 command.cid,
                 command.opcode,
                 completion.status
             );
             completion.status = completion.status.with_more();
             self.errors
-                .record(0, command.cid, completion.status, command.nsid);
+                .record(queue, command.cid, completion.status, command.nsid);
         }
-        self.ready.push_back(completion);
+        completion
     }
 
     /// A doorbell of a queue that does not exist was written.
@@ -129,7 +246,7 @@ impl Admin {
     }
 
     /// Runs one command.
-    pub(super) fn execute(&mut self, command: &Command, context: &Context<'_, '_>) -> Outcome {
+    pub(super) fn execute(&mut self, command: &Command, context: &mut Context<'_, '_>) -> Outcome {
         if command.opcode == admin::ASYNC_EVENT_REQUEST {
             return match check_common(command).and_then(|()| self.events.hold(command.cid)) {
                 Ok(()) => Outcome::Held,
@@ -137,51 +254,94 @@ impl Admin {
             };
         }
         match self.dispatch(command, context) {
-            Ok(dw0) => done(command, Status::SUCCESS, dw0),
+            Ok(Answer::Now(dw0)) => done(command, Status::SUCCESS, dw0),
+            Ok(Answer::Later) => Outcome::Held,
             Err(status) => done(command, status, 0),
         }
     }
 
-    /// Runs a command that completes at once and gives dword 0 of its completion.
-    fn dispatch(&mut self, command: &Command, context: &Context<'_, '_>) -> Result<u32, Status> {
+    fn dispatch(
+        &mut self,
+        command: &Command,
+        context: &mut Context<'_, '_>,
+    ) -> Result<Answer, Status> {
         // An unknown opcode is reported before anything else about the command.
-        if !SUPPORTED.contains(&command.opcode) {
+        if !self
+            .personality
+            .commands()
+            .any(|known| known == command.opcode)
+        {
             return Err(Status::INVALID_COMMAND_OPCODE);
         }
         check_common(command)?;
         if self.events.holds(command.cid) {
             return Err(Status::COMMAND_ID_CONFLICT);
         }
-        match command.opcode {
-            admin::IDENTIFY => identify::run(&self.identity, command, context).map(|()| 0),
+        let dw0 = match command.opcode {
+            admin::IDENTIFY => identify::run(&self.personality, command, context).map(|()| 0),
             admin::GET_LOG_PAGE => self.get_log_page(command, context).map(|()| 0),
             admin::ABORT => self.abort(command),
-            admin::GET_FEATURES => self.features.get(command),
-            admin::SET_FEATURES => {
-                self.features.set(command)?;
-                // Only these two can make it due; after any other it would be reported twice.
-                let thermal = matches!(
-                    command.cdw10 as u8,
-                    feature::TEMPERATURE_THRESHOLD | feature::ASYNC_EVENT_CONFIGURATION
-                );
-                if thermal && self.features.temperature_event() {
-                    self.events.raise(Event::TEMPERATURE_THRESHOLD);
-                }
-                Ok(0)
+            admin::GET_FEATURES => self.get_features(command, context),
+            admin::SET_FEATURES => self.set_features(command, context),
+            admin::CREATE_IO_CQ => self.create_completion_queue(command, context).map(|()| 0),
+            admin::CREATE_IO_SQ => self.create_submission_queue(command, context).map(|()| 0),
+            admin::DELETE_IO_CQ => Self::delete_completion_queue(command, context).map(|()| 0),
+            admin::DELETE_IO_SQ => return self.delete_submission_queue(command, context),
+            admin::DOORBELL_BUFFER_CONFIG => {
+                Self::doorbell_buffer_config(command, context).map(|()| 0)
             }
             _ => Err(Status::INVALID_COMMAND_OPCODE),
-        }
+        };
+        dw0.map(Answer::Now)
     }
 
-    /// Abort: only Asynchronous Event Requests are ever outstanding, all else is complete before
-    /// the next command is fetched. Bit 0 of the answer says "not aborted".
+    fn get_features(
+        &mut self,
+        command: &Command,
+        context: &Context<'_, '_>,
+    ) -> Result<u32, Status> {
+        let dw0 = self.features.get(&self.personality, command)?;
+        if command.cdw10 as u8 == feature::HOST_IDENTIFIER {
+            context.send(command, self.features.host_identifier(command))?;
+        }
+        Ok(dw0)
+    }
+
+    fn set_features(
+        &mut self,
+        command: &Command,
+        context: &Context<'_, '_>,
+    ) -> Result<u32, Status> {
+        let has_io_queues = context.queues.highest() > 0;
+        let dw0 = self
+            .features
+            .set(&self.personality, command, has_io_queues)?;
+        if command.cdw10 as u8 == feature::HOST_IDENTIFIER {
+            let mut identifier = [0; 16];
+            let len = features::host_identifier_len(command);
+            context.receive(command, &mut identifier[..len])?;
+            self.features.set_host_identifier(identifier);
+        }
+        // Only these two can make it due; after any other it would be reported twice.
+        let thermal = matches!(
+            command.cdw10 as u8,
+            feature::TEMPERATURE_THRESHOLD | feature::ASYNC_EVENT_CONFIGURATION
+        );
+        if thermal && self.features.temperature_event() {
+            self.events.raise(Event::TEMPERATURE_THRESHOLD);
+        }
+        Ok(dw0)
+    }
+
+    /// Abort: of admin commands, only Asynchronous Event Requests are ever outstanding; I/O commands
+    /// are in the kernel's hands and left alone. Bit 0 of the answer says "not aborted".
     fn abort(&mut self, command: &Command) -> Result<u32, Status> {
         let queue = command.cdw10 as u16;
         let cid = (command.cdw10 >> 16) as u16;
-        if queue != 0 {
+        if queue > self.personality.io_queues() {
             return Err(Status::INVALID_FIELD);
         }
-        if !self.events.release(cid) {
+        if queue != 0 || !self.events.release(cid) {
             return Ok(1);
         }
         // The aborted command completes before the Abort that ended it.
@@ -204,17 +364,27 @@ fn check_common(command: &Command) -> Result<(), Status> {
 }
 
 fn done(command: &Command, status: Status, dw0: u32) -> Outcome {
-    let retry_is_pointless = !status.is_success()
-        && !status.is(Status::DATA_TRANSFER_ERROR)
-        && !status.is(Status::ASYNC_EVENT_LIMIT_EXCEEDED);
-    let status = if retry_is_pointless {
-        status.with_do_not_retry()
-    } else {
-        status
-    };
     Outcome::Done(Completion {
         dw0,
-        status,
+        status: final_status(status),
         ..completion_for(command)
     })
+}
+
+/// A status as it goes out: with Do Not Retry where the same command would fail again.
+pub(super) fn final_status(status: Status) -> Status {
+    const PASSING: [Status; 7] = [
+        Status::DATA_TRANSFER_ERROR,
+        Status::INTERNAL_ERROR,
+        Status::ABORT_REQUESTED,
+        Status::ASYNC_EVENT_LIMIT_EXCEEDED,
+        Status::COMMAND_INTERRUPTED,
+        Status::UNRECOVERED_READ_ERROR,
+        Status::WRITE_FAULT,
+    ];
+    if status.is_success() || PASSING.iter().any(|passing| status.is(*passing)) {
+        status
+    } else {
+        status.with_do_not_retry()
+    }
 }
