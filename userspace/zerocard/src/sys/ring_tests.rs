@@ -111,6 +111,7 @@ fn many_slots_read_and_write_at_once() {
     // Buffers and files were released.
     assert_eq!(Arc::strong_count(&ram), 1);
     assert_eq!(Arc::strong_count(&source), 1);
+    assert_eq!(Arc::strong_count(&target), 1);
 }
 
 #[test]
@@ -412,6 +413,46 @@ fn a_wait_ends_by_timeout_wake_or_completion() {
         }
         assert_eq!(completed, [(0, 1)]);
     });
+}
+
+#[test]
+fn a_wake_ends_one_sleep_only() {
+    let mut ring = Ring::new(1).unwrap();
+    for _ in 0..3 {
+        let waker = ring.waker();
+        std::thread::scope(|scope| {
+            scope.spawn(move || waker.wake());
+            ring.wait(None).unwrap();
+        });
+        // An eventfd that was signalled just before another end of the sleep may end one more.
+        ring.wait(Some(Duration::from_millis(1))).unwrap();
+        ring.reap(&mut Vec::new());
+        ring.wait(Some(Duration::from_millis(1))).unwrap();
+        assert!(ring.uring.completion().is_empty());
+    }
+}
+
+#[test]
+fn a_poller_that_never_sleeps_sees_completions() {
+    let (reader, writer) = pipe();
+    let ram = memory(4096);
+    let mut ring = Ring::new(1).unwrap();
+    let read = Operation::Read {
+        file: &reader,
+        offset: 0,
+    };
+    ring.push(0, read, &mut vec![buffer(&ram, 0, 1)]).unwrap();
+    ring.submit().unwrap();
+    let mut completed = Vec::new();
+    ring.reap(&mut completed);
+    assert!(completed.is_empty());
+    rustix::io::write(&writer, b"x").unwrap();
+    let end = Instant::now() + PATIENCE;
+    while completed.is_empty() {
+        assert!(Instant::now() < end, "no completion after {PATIENCE:?}");
+        ring.reap(&mut completed);
+    }
+    assert_eq!(completed, [(0, 1)]);
 }
 
 /// One thread works off what the other asks for, as fast as both can. A lost wake-up is a sleep to

@@ -73,3 +73,27 @@ impl Waker {
         self.event.as_raw_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wakes_before_a_sleep_prevent_just_that_one() {
+        let signals = |waker: &Waker| {
+            let mut count = [0; 8];
+            rustix::io::read(&waker.event, &mut count).map(|_| u64::from_ne_bytes(count))
+        };
+        let waker = Waker::new().unwrap();
+        waker.wake();
+        waker.wake();
+        assert!(!waker.begin_sleep());
+        assert!(signals(&waker).is_err());
+        assert!(waker.begin_sleep());
+        waker.wake();
+        waker.wake();
+        assert_eq!(signals(&waker), Ok(1));
+        waker.end_sleep();
+        assert!(waker.begin_sleep());
+    }
+}
