@@ -1,90 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The card: what it is called and which functions it has.
+//! The card: its namespaces and functions, made from what the command line says.
 //!
-//! Everything by which a host recognises the card derives from its serial number, so the same
-//! serial gives the same card after a restart. Knows no sockets.
+//! Owns the functions for the life of the process; sessions, pollers and the control socket share
+//! them. Knows no sockets.
+
+mod serial;
+mod target;
 
 use std::sync::Arc;
 
 use anyhow::{bail, Context as _, Result};
+use parking_lot::Mutex;
 
+use crate::control::Limits;
+use crate::faults::{Faults, SharedStage};
 use crate::nvme::admin::{self, Personality, Role};
 use crate::nvme::controller::Controller;
 use crate::nvme::namespace::Namespace;
 use crate::options::{FunctionOptions, NamespaceOptions};
 use crate::pci::config::Identity;
 use crate::pci::Function;
-
-/// Longest serial number that Identify Controller can carry.
-const MAX_SERIAL: usize = 20;
-
-/// A serial number: 1 to 20 printable ASCII characters without spaces at the ends.
-#[derive(Clone, Debug)]
-pub(crate) struct Serial(String);
-
-impl std::str::FromStr for Serial {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let printable = text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
-        if text.is_empty() || text.len() > MAX_SERIAL || !printable || text.trim() != text {
-            return Err(
-                "a serial number is 1 to 20 printable ASCII characters, no space at the ends",
-            );
-        }
-        Ok(Self(text.to_owned()))
-    }
-}
-
-impl std::fmt::Display for Serial {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl Serial {
-    /// The Device Serial Number of every function.
-    fn device_serial_number(&self) -> u64 {
-        hash(0, &self.0)
-    }
-
-    /// NGUID of a namespace: a vendor's extension identifier, then an OUI that nobody has, then the
-    /// number of the namespace.
-    fn namespace_identifier(&self, id: u32) -> [u8; 16] {
-        let mut identifier = [0; 16];
-        identifier[..8].copy_from_slice(&hash(3, &self.0).to_be_bytes());
-        // Locally administered.
-        identifier[8..12].copy_from_slice(&[0x02, 0x5a, 0x53, 0]);
-        identifier[12..].copy_from_slice(&id.to_be_bytes());
-        identifier
-    }
-
-    /// Name of the NVM subsystem. The UUID is of version 8 (RFC 9562): made from the serial number
-    /// in a way of our own.
-    fn subnqn(&self) -> String {
-        let high = (hash(1, &self.0) & !0xf000) | 0x8000;
-        let low = (hash(2, &self.0) & !(3 << 62)) | 2 << 62;
-        format!(
-            "nqn.2014-08.org.nvmexpress:uuid:{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-            high >> 32,
-            high >> 16 & 0xffff,
-            high & 0xffff,
-            low >> 48,
-            low & 0xffff_ffff_ffff
-        )
-    }
-}
-
-/// FNV-1a, 64 bits: the same on every machine and in every version, which std's hashers are not.
-fn hash(purpose: u8, text: &str) -> u64 {
-    let bytes = std::iter::once(purpose).chain(text.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
+pub(crate) use serial::Serial;
 
 /// A function of the card and what a user has to know about it.
+#[derive(Clone)]
 pub(crate) struct Slot {
     /// Name of the function; its socket is called after it.
     pub(crate) name: String,
@@ -96,46 +36,95 @@ pub(crate) struct Slot {
     pub(crate) function: Arc<Function>,
 }
 
-/// Makes the functions of a card: the administrative controller, then the others with controller
-/// ids from 1.
-pub(crate) fn functions(
-    serial: &Serial,
-    media: &[NamespaceOptions],
-    functions: &[FunctionOptions],
-) -> Result<Vec<Slot>> {
-    let namespaces = namespaces(serial, media, functions)?;
-    let ids: Vec<u16> = (0..=functions.len() as u16).collect();
-    let mut slots = vec![administrative(serial, &ids)];
-    for (options, controller_id) in functions.iter().zip(1..) {
-        let mut attached = Vec::new();
-        for namespace in &namespaces {
-            if options.attaches(namespace.id) {
-                attached.push(Arc::clone(namespace));
-            }
-        }
-        slots.push(Slot {
-            name: options.name(controller_id),
-            kind: "nvme",
-            controller_id,
-            function: function(
-                serial,
-                &ids,
-                controller_id,
-                Role::Io {
-                    namespaces: attached,
-                    queues: options.queues,
-                },
-            ),
-        });
-    }
-    Ok(slots)
+/// What a card is made from.
+pub(crate) struct Options<'a> {
+    pub(crate) serial: &'a Serial,
+    pub(crate) namespaces: &'a [NamespaceOptions],
+    /// Functions besides the administrative controller.
+    pub(crate) functions: &'a [FunctionOptions],
+    /// Where random faults start from.
+    pub(crate) seed: u64,
 }
 
-fn namespaces(
-    serial: &Serial,
-    media: &[NamespaceOptions],
-    functions: &[FunctionOptions],
-) -> Result<Vec<Arc<Namespace>>> {
+/// A card.
+pub(crate) struct Card {
+    /// The administrative controller, then the others with controller ids from 1.
+    slots: Vec<Slot>,
+    faults: Faults,
+    limits: Mutex<Limits>,
+}
+
+impl Card {
+    /// Opens the media and makes the functions.
+    pub(crate) fn new(options: &Options<'_>) -> Result<Self> {
+        let serial = options.serial;
+        let namespaces = namespaces(options)?;
+        let names = names(options.functions)?;
+        let faults = Faults::new(options.seed, names.iter().map(String::as_str));
+        let stage = |index: u16| {
+            let stage = faults.stage(index.into()).context("no fault stage")?;
+            anyhow::Ok(Arc::clone(stage))
+        };
+        // The command line has at most 64 functions.
+        let ids: Vec<u16> = (0..names.len() as u16).collect();
+        let mut slots = Vec::new();
+        for (name, controller_id) in names.iter().zip(0u16..) {
+            let io = controller_id.checked_sub(1);
+            let own = io.and_then(|index| options.functions.get(usize::from(index)));
+            let (kind, role) = match own {
+                Some(own) => ("nvme", io_role(own, &namespaces)),
+                None => ("nvme-admin", Role::Administrative),
+            };
+            slots.push(Slot {
+                name: name.clone(),
+                kind,
+                controller_id,
+                function: function(serial, &ids, controller_id, role, stage(controller_id)?),
+            });
+        }
+        Ok(Self {
+            slots,
+            faults,
+            limits: Mutex::default(),
+        })
+    }
+
+    /// All functions.
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+}
+
+/// Names of all functions; they become files, so none may come twice.
+fn names(functions: &[FunctionOptions]) -> Result<Vec<String>> {
+    let mut names = vec!["admin".to_owned()];
+    for (options, controller_id) in functions.iter().zip(1..) {
+        let name = options.name(controller_id);
+        if names.contains(&name) {
+            bail!("two functions are called {name}");
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+fn io_role(options: &FunctionOptions, namespaces: &[Arc<Namespace>]) -> Role {
+    let attached = namespaces
+        .iter()
+        .filter(|namespace| options.attaches(namespace.id));
+    Role::Io {
+        namespaces: attached.cloned().collect(),
+        queues: options.queues,
+    }
+}
+
+fn namespaces(options: &Options<'_>) -> Result<Vec<Arc<Namespace>>> {
+    let Options {
+        serial,
+        namespaces: media,
+        functions,
+        ..
+    } = *options;
     let mut namespaces = Vec::new();
     for (options, id) in media.iter().zip(1..) {
         let medium = options
@@ -163,20 +152,17 @@ fn namespaces(
     Ok(namespaces)
 }
 
-fn administrative(serial: &Serial, ids: &[u16]) -> Slot {
-    Slot {
-        name: "admin".to_owned(),
-        kind: "nvme-admin",
-        controller_id: 0,
-        function: function(serial, ids, 0, Role::Administrative),
-    }
-}
-
-fn function(serial: &Serial, ids: &[u16], controller_id: u16, role: Role) -> Arc<Function> {
+fn function(
+    serial: &Serial,
+    ids: &[u16],
+    controller_id: u16,
+    role: Role,
+    stage: Arc<SharedStage>,
+) -> Arc<Function> {
     let administrative = matches!(role, Role::Administrative);
     let personality = Personality {
         identity: admin::Identity {
-            serial: serial.0.clone(),
+            serial: serial.to_string(),
             controller_id,
             subnqn: serial.subnqn(),
             controllers: ids.to_vec(),
@@ -198,39 +184,5 @@ fn function(serial: &Serial, ids: &[u16], controller_id: u16, role: Role) -> Arc
         vectors: personality.io_queues() + 1,
     };
     let kind = Box::new(Controller::new(personality));
-    Arc::new(Function::new(&identity, kind))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn serial_numbers_fit_identify_controller() {
-        for good in ["Z", "ZS00000001", "12345678901234567890", "A B"] {
-            assert!(good.parse::<Serial>().is_ok(), "{good:?}");
-        }
-        for bad in ["", "123456789012345678901", " Z", "Z ", "Z\n", "\u{e9}"] {
-            assert!(bad.parse::<Serial>().is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn identity_is_stable_and_differs_between_cards() {
-        let one: Serial = "ZS00000001".parse().unwrap();
-        let two: Serial = "ZS00000002".parse().unwrap();
-        assert_eq!(
-            one.device_serial_number(),
-            one.clone().device_serial_number()
-        );
-        assert_ne!(one.device_serial_number(), two.device_serial_number());
-        assert_ne!(one.subnqn(), two.subnqn());
-        let name = one.subnqn();
-        let uuid = name
-            .strip_prefix("nqn.2014-08.org.nvmexpress:uuid:")
-            .unwrap();
-        assert_eq!(uuid.len(), 36);
-        assert_eq!(&uuid[14..15], "8");
-        assert!(matches!(&uuid[19..20], "8" | "9" | "a" | "b"));
-    }
+    Arc::new(Function::new(&identity, kind, stage))
 }

@@ -65,10 +65,6 @@ pub(crate) struct IoCounters {
     pub(crate) polls: Counter,
     /// Interrupts raised.
     pub(crate) interrupts: Counter,
-    /// Copies from or to guest memory.
-    pub(crate) memory_accesses: Counter,
-    /// Granules newly marked dirty.
-    pub(crate) dirty_pages: Counter,
     /// Time from fetching an I/O command to posting its completion.
     pub(crate) latency: Histogram,
 }
@@ -86,16 +82,6 @@ pub(crate) struct ConnectionCounters {
 }
 
 impl Counters {
-    /// Data Units Read of the SMART / Health log (NVMe Base 2.1, 5.1.12.1.3).
-    pub(crate) fn data_units_read(&self) -> u64 {
-        data_units(self.io.bytes_read.get())
-    }
-
-    /// Data Units Written.
-    pub(crate) fn data_units_written(&self) -> u64 {
-        data_units(self.io.bytes_written.get())
-    }
-
     /// Everything, as it goes to readers.
     pub(crate) fn snapshot(&self) -> Snapshot {
         let Self { io, connection } = self;
@@ -110,18 +96,14 @@ impl Counters {
             doorbells: connection.doorbells.get(),
             polls: io.polls.get(),
             interrupts: io.interrupts.get(),
-            memory_accesses: io.memory_accesses.get(),
-            dirty_pages: io.dirty_pages.get(),
+            // Guest memory counts these itself.
+            memory_accesses: 0,
+            dirty_pages: 0,
             connects: connection.connects.get(),
             resets: connection.resets.get(),
             latency: io.latency.snapshot(),
         }
     }
-}
-
-/// Thousands of 512-byte units, rounded up.
-fn data_units(bytes: u64) -> u64 {
-    bytes.div_ceil(512_000)
 }
 
 /// Values of all counters, as in section 8 of `docs/interfaces.md`.
@@ -301,18 +283,6 @@ mod tests {
             prop_assert!(nanoseconds < end && end - nanoseconds <= nanoseconds / 4 + 1);
             prop_assert!(bucket_of(nanoseconds) <= bucket_of(nanoseconds + 1));
         }
-    }
-
-    #[test]
-    fn data_units_are_thousands_of_512_bytes_rounded_up() {
-        let counters = Counters::default();
-        assert_eq!(counters.data_units_read(), 0);
-        counters.io.bytes_read.add(1);
-        counters.io.bytes_written.add(512_000);
-        assert_eq!(counters.data_units_read(), 1);
-        assert_eq!(counters.data_units_written(), 1);
-        counters.io.bytes_written.add(1);
-        assert_eq!(counters.data_units_written(), 2);
     }
 
     #[test]

@@ -9,11 +9,8 @@
 mod attention;
 mod backing;
 mod card;
-#[allow(dead_code)]
 mod control;
-#[allow(dead_code)]
 mod counters;
-#[allow(dead_code)]
 mod faults;
 mod memory;
 mod nvme;
@@ -22,7 +19,6 @@ mod pci;
 mod poller;
 mod sys;
 mod throttle;
-#[allow(dead_code)]
 mod tracking;
 mod transport;
 
@@ -42,7 +38,9 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing_subscriber::EnvFilter;
 
-use card::{Serial, Slot};
+use card::{Card, Serial, Slot};
+use control::ControlTarget;
+use faults::Rule;
 use options::{FunctionOptions, NamespaceOptions};
 use poller::Poller;
 use transport::listener::{DirectoryLock, Listener};
@@ -110,6 +108,13 @@ struct Serve {
     /// How long a poller looks for more work before it sleeps, in microseconds
     #[arg(long, value_name = "US", default_value_t = 50)]
     spin: u64,
+    /// A fault or a delay; the rules are section 9 of docs/interfaces.md, for example
+    /// op=read,nth=100,status=2/0x81 or function=nvme1,queue=io,delay=1ms..5ms
+    #[arg(long = "fault", value_name = "RULE")]
+    faults: Vec<Rule>,
+    /// Where random faults start from: the same seed gives the same faults
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
     /// Print the ready line as JSON
     #[arg(long)]
     json: bool,
@@ -159,16 +164,27 @@ fn serve(arguments: &Serve) -> Result<()> {
         FunctionOptions::default(),
     );
     sys::sigbus::install().context("signal handlers")?;
-    let slots = card::functions(&arguments.serial, &arguments.namespaces, &options)?;
+    let card = Card::new(&card::Options {
+        serial: &arguments.serial,
+        namespaces: &arguments.namespaces,
+        functions: &options,
+        seed: arguments.seed,
+    })?;
+    for rule in &arguments.faults {
+        let added = card.faults().add(rule.clone());
+        added.map_err(|error| anyhow::anyhow!("--fault {rule}: {error}"))?;
+    }
+    let card = Arc::new(card);
     let lock = DirectoryLock::acquire(&arguments.dir)?;
     // Before anything that would have to be cleaned up exists.
     let signals = Signals::new().context("signal handlers")?;
     let mut functions = Vec::new();
-    for slot in slots {
+    for slot in card.slots() {
         let path = arguments.dir.join(format!("{}.sock", slot.name));
         let listener = Listener::bind(&path, &lock)?;
-        functions.push((slot, path, listener));
+        functions.push((slot.clone(), path, listener));
     }
+    let control = Listener::bind(&arguments.dir.join("control.sock"), &lock)?;
     drop(lock);
     let described: Vec<_> = functions
         .iter()
@@ -180,6 +196,18 @@ fn serve(arguments: &Serve) -> Result<()> {
     let ended = event()?;
     let pollers = start_pollers(arguments, &functions, &ended)?;
     let mut threads = Vec::new();
+    threads.push({
+        let server = control::Server::new(Arc::clone(&card) as Arc<dyn ControlTarget>);
+        let (stop, ended) = (Arc::clone(&stop), Arc::clone(&ended));
+        std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                let _notify = Notify(&ended);
+                let served = server.run(control.socket(), stop.as_fd());
+                served.context("control socket")
+            })
+            .context("thread")?
+    });
     for (slot, _, listener) in functions {
         let (stop, ended) = (Arc::clone(&stop), Arc::clone(&ended));
         let thread = std::thread::Builder::new()

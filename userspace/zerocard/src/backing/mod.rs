@@ -10,7 +10,6 @@
 mod file;
 mod memory;
 
-#[allow(unused_imports)]
 pub(crate) use file::{FileMedium, FileOptions};
 pub(crate) use memory::MemoryMedium;
 

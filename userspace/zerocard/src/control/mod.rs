@@ -14,8 +14,6 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-// The card takes these up.
-#[allow(unused_imports)]
 pub(crate) use {
     server::Server,
     target::{ControlTarget, FunctionInfo, Limits, Rate},

@@ -59,7 +59,7 @@ pub(crate) struct FunctionInfo {
 }
 
 /// Limits of memory tracking, as Identify Controller of the administrative controller shows them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Limits {
     /// Descriptors of one controller (CMMRTD).
     pub(crate) max_ranges: u16,
@@ -101,7 +101,7 @@ impl Limits {
 }
 
 /// Rate limit of a function's I/O commands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Rate {
     /// Commands per second; 0 is no limit.
     pub(crate) iops: u64,

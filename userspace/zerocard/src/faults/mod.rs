@@ -20,7 +20,6 @@ mod tests;
 pub(crate) use rule::{Death, Rule};
 pub(crate) use set::Faults;
 // The card takes these up.
-#[allow(unused_imports)]
 pub(crate) use {
     rule::Field,
     set::SharedStage,

@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
+use crate::faults::SharedStage;
 use crate::sys::{Buffer, Mapping};
 use crate::tracking::DirtyLog;
 use maps::{Map, Maps, Refused};
@@ -89,6 +90,8 @@ pub(crate) struct GuestMemory {
     files: RamFiles,
     log: Option<Arc<DirtyLog>>,
     accesses: AtomicU64,
+    dirtied: AtomicU64,
+    stage: Option<Arc<SharedStage>>,
     warned_no_file: AtomicBool,
 }
 
@@ -161,16 +164,29 @@ impl GuestMemory {
     }
 
     /// Begins, replaces or ends dirty tracking.
-    #[allow(dead_code)]
     pub(crate) fn set_log(&mut self, log: Option<Arc<DirtyLog>>) {
         self.log = log;
     }
 
     /// Accesses to guest memory so far, one for each contiguous part; what the kernel did with
     /// [`GuestMemory::buffers`] is not among them.
-    #[allow(dead_code)]
     pub(crate) fn accesses(&self) -> u64 {
         self.accesses.load(Ordering::Relaxed)
+    }
+
+    /// Granules that became dirty so far.
+    pub(crate) fn dirtied(&self) -> u64 {
+        self.dirtied.load(Ordering::Relaxed)
+    }
+
+    /// What may make it forget dirty marks, so that a test can prove that a checker finds it.
+    pub(crate) fn set_stage(&mut self, stage: Arc<SharedStage>) {
+        self.stage = Some(stage);
+    }
+
+    /// The dirty log, while there is one.
+    pub(crate) fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
     }
 
     /// Copies guest memory out. All of it or nothing.
@@ -267,9 +283,16 @@ impl GuestMemory {
     /// The one place where written memory becomes dirty. After the bytes: a mark that is harvested
     /// before its bytes are there would lose them.
     fn mark(&self, iova: u64, len: u64) {
-        if let Some(log) = &self.log {
-            log.mark(iova, len);
+        let Some(log) = &self.log else {
+            return;
+        };
+        if self.stage.as_ref().is_some_and(|stage| stage.loses_mark()) {
+            return;
         }
+        let new = log.mark(iova, len);
+        let dirtied = self.dirtied.load(Ordering::Relaxed);
+        self.dirtied
+            .store(dirtied.wrapping_add(new), Ordering::Relaxed);
     }
 
     /// Only the function's own thread of the moment gets here, so nothing is lost between load and

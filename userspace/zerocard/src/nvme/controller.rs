@@ -10,17 +10,24 @@
 //! Admin commands run where the doorbell arrives, I/O commands in the poller. Both hold the lock of
 //! the function.
 
+use std::time::{Duration, Instant};
+
 use zeroshift_nvme::command::Command;
 use zeroshift_nvme::completion::Completion;
+use zeroshift_nvme::nvm::io as opcode;
 use zeroshift_nvme::registers::{self, Aqa, Cap, Cc, Csts, Version};
 use zeroshift_nvme::status::Status;
 
-use super::admin::{Admin, Context, Outcome, Personality};
+use super::admin::{final_status, Admin, Context, Outcome, Personality};
 use super::io::{self, Requests, Step, Surroundings, SLOTS};
 use super::queues::{CompletionQueue, InvalidDoorbell, Queues, SubmissionQueue, BATCH};
+use super::rate::Limiter;
 use super::shadow::Shadow;
+use super::staged::{Staged, Then};
+use crate::control::Rate;
+use crate::faults::{Decision, Fault, Point};
 use crate::memory::DmaError;
-use crate::pci::{Bus, Kind, Progress};
+use crate::pci::{Bus, Condition, Kind, Progress};
 use crate::poller::Io;
 use crate::throttle::Throttle;
 
@@ -63,6 +70,8 @@ pub(crate) struct Controller {
     page_size: u64,
     admin: Admin,
     requests: Requests,
+    staged: Staged,
+    limiter: Limiter,
     /// CC.EN was cleared, and the kernel still works on requests: CSTS.RDY stays until it is done.
     resetting: bool,
     suspended: bool,
@@ -94,6 +103,8 @@ impl Controller {
             page_size: 0x1000,
             admin: Admin::new(personality),
             requests: Requests::new(slots),
+            staged: Staged::default(),
+            limiter: Limiter::default(),
             resetting: false,
             suspended: false,
             warnings: Throttle::default(),
@@ -218,6 +229,7 @@ impl Controller {
         self.queues = None;
         self.shadow = None;
         self.requests.abandon();
+        self.staged.clear();
         self.admin.reset();
         self.resetting = true;
         self.advance_reset();
@@ -236,6 +248,7 @@ impl Controller {
     }
 
     fn write_doorbell(&mut self, offset: usize, value: u32, bus: &mut Bus<'_>) {
+        bus.counters().connection.doorbells.count();
         let index = (offset - registers::DOORBELLS) / 4;
         // The doorbell page has 1024 dwords.
         let id = (index / 2) as u16;
@@ -317,21 +330,109 @@ impl Controller {
             queues.fetched(0);
             worked = true;
             let command = Command::from_bytes(&entries[0]);
-            let mut context = Context {
-                bus,
-                page_size: self.page_size,
-                queues,
-                shadow: &mut self.shadow,
-            };
-            match self.admin.execute(&command, &mut context) {
-                Outcome::Held => queues.held(0),
-                Outcome::Done(completion) => {
-                    let completion = self.admin.conclude(0, &command, completion);
-                    queues.complete(0, completion);
-                }
+            match decide(true, &command, bus) {
+                Decision::Proceed => self.execute_admin(&command, None, bus),
+                Decision::After(fault) => self.execute_admin(&command, Some(fault), bus),
+                Decision::Before(fault) => self.divert(fault, 0, &command, bus),
             }
         }
         Ok(worked | self.report())
+    }
+
+    fn execute_admin(&mut self, command: &Command, after: Option<Fault>, bus: &mut Bus<'_>) {
+        let Some(queues) = &mut self.queues else {
+            return;
+        };
+        bus.counters().io.admin.count();
+        let mut context = Context {
+            bus,
+            page_size: self.page_size,
+            queues,
+            shadow: &mut self.shadow,
+            staged: &mut self.staged,
+        };
+        match self.admin.execute(command, &mut context) {
+            Outcome::Held => queues.held(0),
+            Outcome::Done(completion) => {
+                let completion = self.admin.conclude(0, command, completion);
+                if !completion.status.is_success() {
+                    bus.counters().io.errors.count();
+                }
+                self.deliver(0, command, completion, after, bus);
+            }
+        }
+    }
+
+    /// A fault that comes before a command is executed.
+    fn divert(&mut self, fault: Fault, queue: u16, command: &Command, bus: &mut Bus<'_>) {
+        let now = Instant::now();
+        if self.staged.hold(fault, queue, *command, Then::Execute, now) {
+            // It needs the poller to go on.
+            return bus.call_poller();
+        }
+        match fault {
+            Fault::Status(status) => {
+                let completion = Completion {
+                    status,
+                    ..completion_for(command)
+                };
+                let completion = self.admin.conclude(queue, command, completion);
+                bus.counters().io.errors.count();
+                self.deliver(queue, command, completion, None, bus);
+            }
+            Fault::Disconnect => bus.disconnect(),
+            Fault::Die(death) => bus.die(death),
+            // The others come after a command; a dropped one is never heard of again.
+            _ => {}
+        }
+    }
+
+    /// A command is over: its completion goes to its queue, unless a fault has other plans for it.
+    fn deliver(
+        &mut self,
+        queue: u16,
+        command: &Command,
+        mut completion: Completion,
+        after: Option<Fault>,
+        bus: &mut Bus<'_>,
+    ) {
+        let mut broken = None;
+        if let Some(fault) = after {
+            let (then, now) = (Then::Complete(completion), Instant::now());
+            if self.staged.hold(fault, queue, *command, then, now) {
+                return bus.call_poller();
+            }
+            match fault {
+                Fault::Status(status) => completion.status = status,
+                Fault::Drop => return,
+                Fault::Disconnect => bus.disconnect(),
+                Fault::Die(death) => bus.die(death),
+                Fault::CorruptCompletion(field) => broken = Some(field),
+                _ => {}
+            }
+        }
+        if let Some(queues) = &mut self.queues {
+            queues.complete(queue, completion, broken);
+        }
+    }
+
+    /// Commands whose time has come go on. What was fetched is finished also by a controller that
+    /// fetches nothing any more.
+    fn unstage(&mut self, bus: &mut Bus<'_>, io: &mut Io<'_>) -> bool {
+        let mut worked = false;
+        while let Some(held) = self.staged.next(io.now()) {
+            worked = true;
+            match held.then {
+                Then::Execute if held.queue == 0 => self.execute_admin(&held.command, None, bus),
+                Then::Execute => self.execute_io(held.queue, &held.command, None, bus, io),
+                Then::Complete(completion) => {
+                    if let Some(queues) = &mut self.queues {
+                        queues.complete(held.queue, completion, None);
+                    }
+                }
+            }
+        }
+        worked
     }
 
     /// Hands on the completions of held commands whose time has come.
@@ -375,11 +476,11 @@ impl Controller {
     }
 
     /// Fetches and starts I/O commands of every queue, a batch of each.
-    fn fetch(&mut self, bus: &Bus<'_>, io: &mut Io<'_>) -> Result<bool, DmaError> {
+    fn fetch(&mut self, bus: &mut Bus<'_>, io: &mut Io<'_>) -> Result<bool, DmaError> {
+        let mut worked = false;
         let Some(queues) = &mut self.queues else {
             return Ok(false);
         };
-        let mut worked = false;
         if let Some(shadow) = &self.shadow {
             if shadow.read(queues, bus)?.is_err() {
                 self.admin.invalid_doorbell_value();
@@ -387,7 +488,11 @@ impl Controller {
             }
         }
         let mut entries = [[0; Command::SIZE]; BATCH];
+        // At most 256.
         for id in 1..queues.submission.len() as u16 {
+            let Some(queues) = &mut self.queues else {
+                break;
+            };
             let Some(submission) = queues.submission[usize::from(id)].as_ref() else {
                 continue;
             };
@@ -398,50 +503,107 @@ impl Controller {
             let room = completion
                 .and_then(Option::as_ref)
                 .map_or(0, |queue| queue.room());
-            let max = room.min(self.requests.room());
-            let count = submission.peek(max, bus, &mut entries)?;
+            let count = submission.peek(room.min(self.requests.room()), bus, &mut entries)?;
             for entry in &entries[..count as usize] {
-                let Some(slot) = self.requests.take() else {
-                    break;
-                };
-                queues.fetched(id);
+                if self.limiter.wait(io.now()).is_some() {
+                    return Ok(worked);
+                }
+                if let Some(queues) = &mut self.queues {
+                    queues.fetched(id);
+                }
                 worked = true;
-                let Some(request) = self.requests.get(slot) else {
-                    break;
-                };
-                request.begin(id, Command::from_bytes(entry), io.now());
-                let around = Surroundings {
-                    namespaces: self.admin.personality().namespaces(),
-                    page_size: self.page_size,
-                    durable: !self.admin.write_cache(),
-                    bus,
-                };
-                match io::start(request, slot, &around, io) {
-                    Step::InFlight => self.requests.entered_kernel(slot),
-                    Step::Done(status) => {
-                        Self::conclude(&mut self.admin, queues, request, status);
-                        self.requests.give_back(slot);
-                    }
+                let command = Command::from_bytes(entry);
+                match decide(false, &command, bus) {
+                    Decision::Proceed => self.execute_io(id, &command, None, bus, io),
+                    Decision::After(fault) => self.execute_io(id, &command, Some(fault), bus, io),
+                    Decision::Before(fault) => self.divert(fault, id, &command, bus),
                 }
             }
         }
         Ok(worked)
     }
 
-    /// A command is over: its completion goes to its queue.
-    fn conclude(admin: &mut Admin, queues: &mut Queues, request: &io::Request, status: Status) {
-        let completion = Completion {
-            cid: request.command.cid,
-            status,
-            ..Completion::default()
-        };
-        let completion = if status.is_success() {
-            completion
-        } else {
-            admin.conclude(request.queue, &request.command, completion)
-        };
-        queues.complete(request.queue, completion);
+    /// When commands that the rate limit keeps back may be fetched.
+    fn limited_until(&self, now: Instant) -> Option<Instant> {
+        let mut submission = self.queues.as_ref()?.submission.iter().skip(1).flatten();
+        let waiting = submission.any(|queue| queue.waiting() > 0);
+        waiting.then(|| self.limiter.wait(now)).flatten()
     }
+
+    fn execute_io(
+        &mut self,
+        queue: u16,
+        command: &Command,
+        after: Option<Fault>,
+        bus: &mut Bus<'_>,
+        io: &mut Io<'_>,
+    ) {
+        let Some(slot) = self.requests.take() else {
+            // Only a command that was held back meets this: there are as many slots as commands
+            // are fetched for.
+            let soon = Fault::Delay(Duration::from_micros(100));
+            self.staged
+                .hold(soon, queue, *command, Then::Execute, io.now());
+            return;
+        };
+        let Some(request) = self.requests.get(slot) else {
+            return;
+        };
+        request.begin(queue, *command, after, io.now());
+        let around = Surroundings {
+            namespaces: self.admin.personality().namespaces(),
+            page_size: self.page_size,
+            durable: !self.admin.write_cache(),
+            bus,
+        };
+        let step = io::start(request, slot, &around, io);
+        self.limiter.charge(request.user_bytes(), io.now());
+        match step {
+            Step::InFlight => self.requests.entered_kernel(slot),
+            Step::Done(status) => self.conclude(slot, status, bus),
+        }
+    }
+
+    /// An I/O command is over.
+    fn conclude(&mut self, slot: u32, status: Status, bus: &mut Bus<'_>) {
+        let Some(request) = self.requests.get(slot) else {
+            return;
+        };
+        let counters = &bus.counters().io;
+        let (command, queue, after) = (request.command, request.queue, request.after);
+        let mut completion = completion_for(&command);
+        match command.opcode {
+            opcode::READ => counters.reads.count(),
+            opcode::WRITE => counters.writes.count(),
+            _ => counters.others.count(),
+        }
+        if status.is_success() {
+            match command.opcode {
+                opcode::READ => counters.bytes_read.add(request.user_bytes()),
+                opcode::WRITE => counters.bytes_written.add(request.user_bytes()),
+                _ => {}
+            }
+        } else {
+            counters.errors.count();
+            completion.status = final_status(status);
+            completion = self.admin.conclude(queue, &command, completion);
+        }
+        counters.latency.record(request.fetched.elapsed());
+        self.requests.give_back(slot);
+        self.deliver(queue, &command, completion, after, bus);
+    }
+}
+
+/// What the fault stage says about a command.
+fn decide(admin: bool, command: &Command, bus: &Bus<'_>) -> Decision {
+    if bus.stage().is_idle() {
+        return Decision::Proceed;
+    }
+    bus.stage().decide(&Point {
+        admin,
+        opcode: command.opcode,
+        cdw10: command.cdw10,
+    })
 }
 
 impl Kind for Controller {
@@ -489,18 +651,28 @@ impl Kind for Controller {
 
     fn poll(&mut self, bus: &mut Bus<'_>, io: &mut Io<'_>) -> Progress {
         let mut worked = false;
-        if self.executes(bus) && self.queues.is_some() {
+        if !self.staged.is_empty() && bus.master() {
+            worked |= self.unstage(bus, io);
+        }
+        let mut deadline = self.staged.deadline();
+        let executes = self.executes(bus) && self.queues.is_some();
+        if executes {
             let admin = self.run_admin(bus);
             worked |= self.check(admin);
             let fetched = self.fetch(bus, io);
             worked |= self.check(fetched);
             worked |= self.report();
+            let limited = self.limited_until(io.now());
+            deadline = deadline.into_iter().chain(limited).min();
         }
         worked |= self.post(bus);
+        if worked {
+            bus.counters().io.polls.count();
+        }
         Progress {
             worked,
-            watch: self.shadow.is_some() && self.executes(bus),
-            deadline: None,
+            watch: executes && self.shadow.is_some(),
+            deadline,
         }
     }
 
@@ -512,26 +684,20 @@ impl Kind for Controller {
         request.mark(bus);
         if std::mem::take(&mut request.orphan) {
             self.requests.give_back(slot);
-            self.advance_reset();
-            self.advance_shutdown();
-            return;
-        }
-        let around = Surroundings {
-            namespaces: self.admin.personality().namespaces(),
-            page_size: self.page_size,
-            durable: !self.admin.write_cache(),
-            bus,
-        };
-        match io::finish(request, slot, result, &around, io) {
-            Step::InFlight => self.requests.entered_kernel(slot),
-            Step::Done(status) => {
-                if let Some(queues) = &mut self.queues {
-                    Self::conclude(&mut self.admin, queues, request, status);
-                }
-                self.requests.give_back(slot);
-                self.advance_shutdown();
+        } else {
+            let around = Surroundings {
+                namespaces: self.admin.personality().namespaces(),
+                page_size: self.page_size,
+                durable: !self.admin.write_cache(),
+                bus,
+            };
+            match io::finish(request, slot, result, &around, io) {
+                Step::InFlight => self.requests.entered_kernel(slot),
+                Step::Done(status) => self.conclude(slot, status, bus),
             }
         }
+        self.advance_reset();
+        self.advance_shutdown();
     }
 
     fn arm(&mut self, bus: &mut Bus<'_>) -> bool {
@@ -561,6 +727,23 @@ impl Kind for Controller {
 
     fn fail(&mut self) {
         self.csts = self.csts.with_cfs(true);
+    }
+
+    fn status(&self) -> Condition {
+        Condition {
+            ready: self.csts.rdy(),
+            suspended: self.suspended,
+            stalled: self.staged.stalled(),
+            rate: self.limiter.rate(),
+        }
+    }
+
+    fn release(&mut self) -> u64 {
+        self.staged.release(Instant::now())
+    }
+
+    fn set_rate(&mut self, rate: Rate) {
+        self.limiter = Limiter::new(rate);
     }
 }
 

@@ -11,4 +11,6 @@ pub(crate) mod data_pointer;
 mod io;
 pub(crate) mod namespace;
 mod queues;
+mod rate;
 mod shadow;
+mod staged;

@@ -12,6 +12,7 @@
 use zeroshift_nvme::command::Command;
 use zeroshift_nvme::completion::{Completion, PHASE_DWORD};
 
+use crate::faults::Field;
 use crate::memory::DmaError;
 use crate::pci::Bus;
 
@@ -198,8 +199,8 @@ pub(super) struct CompletionQueue {
     pub(super) interrupts: bool,
     /// Fetched commands whose completions will come here.
     pub(super) outstanding: u32,
-    /// Completions without a place in the ring yet, in order.
-    ready: Vec<Completion>,
+    /// Completions without a place in the ring yet, in order; and what a fault makes of them.
+    ready: Vec<(Completion, Option<Field>)>,
 }
 
 impl CompletionQueue {
@@ -273,8 +274,8 @@ impl CompletionQueue {
     }
 
     /// Adds a completion, to be posted with others. Phase is filled in when it is.
-    pub(super) fn push(&mut self, completion: Completion) {
-        self.ready.push(completion);
+    pub(super) fn push(&mut self, completion: Completion, broken: Option<Field>) {
+        self.ready.push((completion, broken));
     }
 
     /// Forgets completions that were not posted.
@@ -299,8 +300,11 @@ impl CompletionQueue {
             }
             let batch = &mut self.ready[posted..posted + count];
             let mut bytes = [[0; Completion::SIZE]; BATCH];
-            for (completion, bytes) in batch.iter_mut().zip(&mut bytes) {
+            for ((completion, broken), bytes) in batch.iter_mut().zip(&mut bytes) {
                 completion.phase = self.phase;
+                if let Some(field) = broken {
+                    field.corrupt(completion);
+                }
                 *bytes = completion.to_bytes();
             }
             let address = self.ring.address(self.ring.tail, Completion::SIZE)?;
@@ -362,7 +366,7 @@ impl Queues {
 
     /// Completes a command of a submission queue: fills in queue and head, and hands it to the
     /// completion queue. The queues may be gone; then so is the completion.
-    pub(super) fn complete(&mut self, id: u16, mut completion: Completion) {
+    pub(super) fn complete(&mut self, id: u16, mut completion: Completion, broken: Option<Field>) {
         let Some(Some(submission)) = self.submission.get_mut(usize::from(id)) else {
             return;
         };
@@ -372,7 +376,7 @@ impl Queues {
         let to = submission.completion;
         if let Some(queue) = self.completion(to) {
             queue.outstanding = queue.outstanding.saturating_sub(1);
-            queue.push(completion);
+            queue.push(completion, broken);
         }
     }
 
@@ -397,7 +401,7 @@ impl Queues {
         completion.sqhd = submission.ring.head();
         let to = submission.completion;
         if let Some(queue) = self.completion(to) {
-            queue.push(completion);
+            queue.push(completion, None);
         }
     }
 

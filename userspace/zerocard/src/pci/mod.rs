@@ -29,9 +29,12 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::attention::Attention;
+use crate::control::Rate;
+use crate::counters::Counters;
+use crate::faults::{Death, SharedStage};
 use crate::memory::{DmaError, GuestMemory, MapRequest};
 use crate::poller::Io;
-use crate::transport::device::{Device, Region, VectorAction};
+use crate::transport::device::{Closer, Device, Region, VectorAction};
 use config::{ConfigSpace, Identity, MSIX_PENDING, MSIX_TABLE};
 use msix::Msix;
 
@@ -75,8 +78,30 @@ pub(crate) trait Kind: Send {
     /// Asks the kernel to give up all requests. Called by the poller only.
     fn cancel(&mut self, io: &mut Io<'_>);
 
+    /// How it is, for people who look at it.
+    fn status(&self) -> Condition;
+
+    /// Lets commands go on that a fault stalls. Says how many there were.
+    fn release(&mut self) -> u64;
+
+    /// Limits the rate of I/O.
+    fn set_rate(&mut self, rate: Rate);
+
     /// The device has failed for good: it says so and does nothing any more until it is reset.
     fn fail(&mut self);
+}
+
+/// How a kind is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Condition {
+    /// It has a driver.
+    pub(crate) ready: bool,
+    /// It is suspended for migration.
+    pub(crate) suspended: bool,
+    /// Commands that a fault stalls.
+    pub(crate) stalled: u64,
+    /// Its rate limit.
+    pub(crate) rate: Rate,
 }
 
 /// What a pass of the poller over a function came to.
@@ -95,7 +120,17 @@ pub(crate) struct Bus<'a> {
     memory: &'a GuestMemory,
     msix: &'a mut Msix,
     attention: &'a Attention,
+    counters: &'a Counters,
+    stage: &'a SharedStage,
+    asked: &'a mut Asked,
     master: bool,
+}
+
+/// What a kind asked of the function, done after the call.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    die: Option<Death>,
+    disconnect: bool,
 }
 
 impl Bus<'_> {
@@ -133,7 +168,28 @@ impl Bus<'_> {
 
     /// Sends the interrupt of a vector, or makes it pending.
     pub(crate) fn interrupt(&mut self, vector: u16) {
+        self.counters.io.interrupts.count();
         self.msix.raise(vector);
+    }
+
+    /// The function's counters.
+    pub(crate) fn counters(&self) -> &Counters {
+        self.counters
+    }
+
+    /// What decides on faults.
+    pub(crate) fn stage(&self) -> &SharedStage {
+        self.stage
+    }
+
+    /// The function dies after this call.
+    pub(crate) fn die(&mut self, death: Death) {
+        self.asked.die = Some(death);
+    }
+
+    /// The client's connection is closed after this call.
+    pub(crate) fn disconnect(&mut self) {
+        self.asked.disconnect = true;
     }
 
     /// Number of interrupt vectors.
@@ -156,6 +212,9 @@ pub(crate) struct Function {
     quiet: Condvar,
     /// Work for the poller.
     pub(crate) attention: Arc<Attention>,
+    /// What it did so far.
+    pub(crate) counters: Counters,
+    stage: Arc<SharedStage>,
 }
 
 /// Everything that the lock of a function guards.
@@ -168,42 +227,102 @@ pub(crate) struct State {
     waiting: u32,
     /// The poller is to cancel what is in flight.
     cancel: bool,
+    /// The function is dead: it answers as the death says and does nothing.
+    dead: Option<Death>,
+    /// Closes the client's connection.
+    closer: Option<Closer>,
 }
 
 impl State {
-    /// Works with the kind and a bus.
-    pub(crate) fn with_kind<T>(
-        &mut self,
-        attention: &Attention,
-        work: impl FnOnce(&mut dyn Kind, &mut Bus<'_>) -> T,
-    ) -> T {
-        let mut bus = Bus {
-            memory: &self.memory,
-            msix: &mut self.msix,
-            attention,
-            master: self.config.bus_master(),
-        };
-        work(self.kind.as_mut(), &mut bus)
+    /// How the function was killed.
+    pub(crate) fn dead(&self) -> Option<Death> {
+        self.dead
+    }
+
+    /// Whether a client is connected.
+    pub(crate) fn connected(&self) -> bool {
+        self.closer.is_some()
+    }
+
+    fn die(&mut self, death: Death) {
+        tracing::warn!("the function dies ({death:?})");
+        self.dead = Some(death);
+        if death == Death::Cfs {
+            self.kind.fail();
+        }
+    }
+
+    fn disconnect(&self) -> bool {
+        self.closer.as_ref().is_some_and(Closer::close)
     }
 }
 
 impl Function {
     /// A function after power-on.
-    pub(crate) fn new(identity: &Identity, kind: Box<dyn Kind>) -> Self {
+    pub(crate) fn new(identity: &Identity, kind: Box<dyn Kind>, stage: Arc<SharedStage>) -> Self {
+        let mut memory = GuestMemory::default();
+        memory.set_stage(Arc::clone(&stage));
         Self {
             bar0_size: identity.bar0_size,
             vectors: identity.vectors,
             state: Mutex::new(State {
                 config: ConfigSpace::new(identity),
                 msix: Msix::new(identity.vectors),
-                memory: GuestMemory::default(),
+                memory,
                 kind,
                 waiting: 0,
                 cancel: false,
+                dead: None,
+                closer: None,
             }),
             quiet: Condvar::new(),
             attention: Arc::default(),
+            counters: Counters::default(),
+            stage,
         }
+    }
+
+    /// Works with the kind and a bus.
+    pub(crate) fn with_kind<T>(
+        &self,
+        state: &mut State,
+        work: impl FnOnce(&mut dyn Kind, &mut Bus<'_>) -> T,
+    ) -> T {
+        let mut asked = Asked::default();
+        let mut bus = Bus {
+            memory: &state.memory,
+            msix: &mut state.msix,
+            attention: &self.attention,
+            counters: &self.counters,
+            stage: &self.stage,
+            asked: &mut asked,
+            master: state.config.bus_master(),
+        };
+        let result = work(state.kind.as_mut(), &mut bus);
+        if let Some(death) = asked.die {
+            state.die(death);
+        }
+        if asked.disconnect {
+            state.disconnect();
+        }
+        result
+    }
+
+    /// Kills the function, or brings it back as it is after a reset.
+    pub(crate) fn kill(&self, death: Option<Death>) {
+        let mut state = self.state.lock();
+        match death {
+            Some(death) => state.die(death),
+            None => {
+                state.dead = None;
+                self.reset_now(&mut state);
+            }
+        }
+    }
+
+    /// Closes the client's connection. Says whether there was one.
+    pub(crate) fn disconnect_client(&self) -> bool {
+        self.state.lock().disconnect()
     }
 
     /// The state, for whoever manages the function.
@@ -217,18 +336,26 @@ impl Function {
         if std::mem::take(&mut state.cancel) {
             state.kind.cancel(io);
         }
-        state.with_kind(&self.attention, |kind, bus| kind.poll(bus, io))
+        if state.dead.is_some() {
+            return Progress::default();
+        }
+        self.with_kind(&mut state, |kind, bus| kind.poll(bus, io))
     }
 
     /// Takes back requests that the kernel has finished (slot, result), and goes on with what that
     /// makes possible.
     pub(crate) fn finish(&self, finished: &[(u32, i32)], io: &mut Io<'_>) -> Progress {
         let mut state = self.state.lock();
-        let progress = state.with_kind(&self.attention, |kind, bus| {
+        let alive = state.dead.is_none();
+        let progress = self.with_kind(&mut state, |kind, bus| {
             for &(token, result) in finished {
                 kind.finish(token % crate::poller::SLOTS, result, bus, io);
             }
-            kind.poll(bus, io)
+            if alive {
+                kind.poll(bus, io)
+            } else {
+                Progress::default()
+            }
         });
         if state.waiting > 0 {
             self.quiet.notify_all();
@@ -239,7 +366,10 @@ impl Function {
     /// The poller is about to sleep. Says whether it should not.
     pub(crate) fn arm(&self) -> bool {
         let mut state = self.state.lock();
-        state.with_kind(&self.attention, |kind, bus| kind.arm(bus))
+        if state.dead.is_some() {
+            return false;
+        }
+        self.with_kind(&mut state, |kind, bus| kind.arm(bus))
     }
 
     /// Waits until the kernel has let go of requests: all of them, or those in a range. A kernel
@@ -278,6 +408,7 @@ impl Function {
     }
 
     fn reset_now(&self, state: &mut MutexGuard<'_, State>) {
+        self.counters.connection.resets.count();
         state.kind.reset();
         self.drain(state, None);
         state.msix.reset();
@@ -294,7 +425,7 @@ impl Function {
         let (enabled, masked) = (state.config.msix_enabled(), state.config.msix_masked());
         state.msix.configure(enabled, masked, master);
         if master && !was_master {
-            state.with_kind(&self.attention, |kind, bus| kind.resume(bus));
+            self.with_kind(state, |kind, bus| kind.resume(bus));
         }
     }
 }
@@ -339,7 +470,7 @@ impl Device for Function {
             return state.config.read(offset, data);
         }
         // An access while Memory Space Enable is off does not reach a real function.
-        if !state.config.memory_enabled() {
+        if !state.config.memory_enabled() || state.dead == Some(Death::Ones) {
             return data.fill(0xff);
         }
         for (area, at, from, to) in areas(offset, data.len()) {
@@ -356,14 +487,14 @@ impl Device for Function {
         if region == Region::Config {
             return self.write_config(&mut state, offset, data);
         }
-        if !state.config.memory_enabled() {
+        if !state.config.memory_enabled() || state.dead.is_some() {
             return;
         }
         for (area, at, from, to) in areas(offset, data.len()) {
             let data = &data[from..to];
             match area {
                 Area::Registers => {
-                    state.with_kind(&self.attention, |kind, bus| kind.write(at, data, bus));
+                    self.with_kind(&mut state, |kind, bus| kind.write(at, data, bus));
                 }
                 Area::Table => state.msix.write_table(at, data),
                 Area::Pending => {}
@@ -404,8 +535,14 @@ impl Device for Function {
         self.reset_now(&mut self.state.lock());
     }
 
+    fn connect(&self, closer: Closer) {
+        self.counters.connection.connects.count();
+        self.state.lock().closer = Some(closer);
+    }
+
     fn disconnect(&self) {
         let mut state = self.state.lock();
+        state.closer = None;
         self.reset_now(&mut state);
         state.msix.disconnect();
         state.memory.reset();

@@ -6,19 +6,12 @@
 //! and that the kernel never holds an address whose memory is gone. It must never hand out a
 //! reference into a mapping: the bytes are shared with guests and the kernel, so data is copied.
 
-#[allow(dead_code)]
 mod bytes;
-#[allow(dead_code)]
 mod mapping;
-#[allow(dead_code)]
 mod ring;
-#[allow(dead_code)]
 pub(crate) mod sigbus;
-#[allow(dead_code)]
 mod waker;
 
 pub(crate) use mapping::Mapping;
-#[allow(unused_imports)]
 pub(crate) use ring::{Buffer, Full, Operation, Ring};
-#[allow(unused_imports)]
 pub(crate) use waker::Waker;

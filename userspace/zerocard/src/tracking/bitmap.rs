@@ -87,22 +87,22 @@ impl Bitmap {
         self.granules
     }
 
-    /// Sets the granules from `first` to `last`, inclusive. Both are below [`Bitmap::granules`].
+    /// Sets the granules from `first` to `last`, inclusive, and says how many were clean. Both are below
+    /// [`Bitmap::granules`].
     #[inline]
-    pub(super) fn set(&self, first: usize, last: usize) {
+    pub(super) fn set(&self, first: usize, last: usize) -> u64 {
         debug_assert!(first <= last && last < self.granules);
         let head = u64::MAX << (first % BITS);
         let tail = u64::MAX >> (BITS - 1 - last % BITS);
         let (first, last) = (first / BITS, last / BITS);
         if first == last {
-            self.fill(first, head & tail);
-        } else {
-            self.fill(first, head);
-            for word in first + 1..last {
-                self.fill(word, u64::MAX);
-            }
-            self.fill(last, tail);
+            return self.fill(first, head & tail);
         }
+        let mut new = self.fill(first, head) + self.fill(last, tail);
+        for word in first + 1..last {
+            new += self.fill(word, u64::MAX);
+        }
+        new
     }
 
     /// The operation on level 0 happens even if the bits are set already. Guest memory was written
@@ -111,13 +111,15 @@ impl Bitmap {
     /// operation with release order cannot: either the taker's comes after it and everybody who
     /// learns of the report sees the data, or it comes before and the bit is set for the next one.
     #[inline]
-    fn fill(&self, word: usize, mask: u64) {
+    fn fill(&self, word: usize, mask: u64) -> u64 {
         let Some(cell) = self.bits.get(word) else {
-            return;
+            return 0;
         };
-        if cell.fetch_or(mask, Ordering::AcqRel) == 0 {
+        let before = cell.fetch_or(mask, Ordering::AcqRel);
+        if before == 0 {
             self.flag(word);
         }
+        (mask & !before).count_ones().into()
     }
 
     fn flag(&self, mut index: usize) {

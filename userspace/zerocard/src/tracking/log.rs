@@ -4,11 +4,10 @@
 //!
 //! Owned by the function while it is tracked. The function marks under its own lock, so there is
 //! one marker at a time; a harvest may run beside it on any thread and never makes it wait. Ranges
-//! come from a host and are checked here. The log must never lose a mark: the one way to make it
-//! do so is [`DirtyLog::forget_every`].
+//! come from a host and are checked here. The log must never lose a mark.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -106,9 +105,6 @@ pub(crate) struct DirtyLog {
     shift: u8,
     /// The range of the last mark. A wrong value costs a search.
     hint: AtomicUsize,
-    forget_every: AtomicU32,
-    /// Marks since one was forgotten.
-    remembered: AtomicU32,
     /// Harvests exclude each other with it. Marking does not take it.
     cursor: Mutex<Cursor>,
 }
@@ -148,8 +144,6 @@ impl DirtyLog {
             ranges: tracked.into(),
             shift: granule_shift,
             hint: AtomicUsize::new(0),
-            forget_every: AtomicU32::new(0),
-            remembered: AtomicU32::new(0),
             cursor: Mutex::default(),
         })
     }
@@ -164,44 +158,44 @@ impl DirtyLog {
         self.ranges.len()
     }
 
-    /// Marks `len` bytes from `iova` as written. What is not tracked is ignored.
+    /// Marks `len` bytes from `iova` as written, and says how many granules were clean before. What
+    /// is not tracked is ignored.
     ///
     /// Call it after the write: after the store, or after the kernel has reported it done. One
     /// marker at a time.
     #[inline]
-    pub(crate) fn mark(&self, iova: u64, len: u64) {
+    pub(crate) fn mark(&self, iova: u64, len: u64) -> u64 {
         let Some(rest) = len.checked_sub(1) else {
-            return;
+            return 0;
         };
         let last = iova.saturating_add(rest);
         match self.ranges.get(self.hint.load(Ordering::Relaxed)) {
             Some(range) if range.first <= iova && last <= range.last => {
-                self.record(range, iova, last);
+                self.record(range, iova, last)
             }
             _ => self.mark_elsewhere(iova, last),
         }
     }
 
     #[cold]
-    fn mark_elsewhere(&self, iova: u64, last: u64) {
+    fn mark_elsewhere(&self, iova: u64, last: u64) -> u64 {
+        let mut new = 0;
         let from = self.ranges.partition_point(|range| range.last < iova);
         for (index, range) in self.ranges.iter().enumerate().skip(from) {
             if range.first > last {
                 break;
             }
-            self.record(range, iova.max(range.first), last.min(range.last));
+            new += self.record(range, iova.max(range.first), last.min(range.last));
             self.hint.store(index, Ordering::Relaxed);
         }
+        new
     }
 
     /// `first` and `last` lie in the range.
     #[inline]
-    fn record(&self, range: &Tracked, first: u64, last: u64) {
-        if self.forget_every.load(Ordering::Relaxed) != 0 && self.forgets() {
-            return;
-        }
+    fn record(&self, range: &Tracked, first: u64, last: u64) -> u64 {
         let granule = |address: u64| ((address - range.first) >> self.shift) as usize;
-        range.bitmap.set(granule(first), granule(last));
+        range.bitmap.set(granule(first), granule(last))
     }
 
     /// Marks everything that is tracked. It is a mark: one marker at a time.
@@ -251,22 +245,6 @@ impl DirtyLog {
     pub(crate) fn is_clean(&self) -> bool {
         let _cursor = self.cursor.lock();
         self.ranges.iter().all(|range| range.bitmap.is_clean())
-    }
-
-    /// From now on, loses every `every`-th mark of a range; 0 loses none. It exists so that a test
-    /// can prove that a checker finds a card that forgets.
-    pub(crate) fn forget_every(&self, every: u32) {
-        self.remembered.store(0, Ordering::Relaxed);
-        self.forget_every.store(every, Ordering::Relaxed);
-    }
-
-    #[cold]
-    fn forgets(&self) -> bool {
-        let marks = self.remembered.load(Ordering::Relaxed).saturating_add(1);
-        let lost = marks >= self.forget_every.load(Ordering::Relaxed);
-        let marks = if lost { 0 } else { marks };
-        self.remembered.store(marks, Ordering::Relaxed);
-        lost
     }
 }
 
@@ -483,25 +461,5 @@ mod tests {
         log.mark(5 * KIB4, 1);
         assert_eq!(harvest(&log, 0), (vec![], true));
         assert_eq!(harvest(&log, 1), (vec![(5 * KIB4, 1)], false));
-    }
-
-    #[test]
-    fn a_saboteur_loses_every_nth_mark() {
-        let log = log(&[range(0, 1024)]);
-        let count = |log: &DirtyLog| {
-            for granule in 0..100 {
-                log.mark(granule * 2 * KIB4, 1);
-                // Not a mark of a range: it is no use to lose it.
-                log.mark(1 << 40, 1);
-            }
-            harvest(log, usize::MAX).0.len()
-        };
-        assert_eq!(count(&log), 100);
-        log.forget_every(7);
-        assert_eq!(count(&log), 100 - 14);
-        log.forget_every(1);
-        assert_eq!(count(&log), 0);
-        log.forget_every(0);
-        assert_eq!(count(&log), 100);
     }
 }

@@ -15,5 +15,4 @@ mod properties;
 mod races;
 
 // Goes with the one on `mod tracking` once a device kind has a log.
-#[allow(unused_imports)]
 pub(crate) use log::{DirtyLog, Limits, Range, StartError};

@@ -19,6 +19,16 @@ pub(crate) enum Region {
     Config,
 }
 
+/// Ends a client's connection from outside of its session.
+pub(crate) struct Closer(pub(super) OwnedFd);
+
+impl Closer {
+    /// Closes it. Says whether it was open.
+    pub(crate) fn close(&self) -> bool {
+        rustix::net::shutdown(&self.0, rustix::net::Shutdown::Both).is_ok()
+    }
+}
+
 /// What a client does to an interrupt vector.
 #[derive(Debug)]
 pub(crate) enum VectorAction {
@@ -61,6 +71,9 @@ pub(crate) trait Device: Send + Sync {
 
     /// Resets the function. Maps and eventfds stay.
     fn reset(&self);
+
+    /// A client has come. `closer` ends its connection from another thread.
+    fn connect(&self, closer: Closer);
 
     /// The client is gone: resets the function and lets go of everything that was the client's.
     fn disconnect(&self);

@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 use rustix::event::PollFlags;
@@ -16,7 +17,7 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags, CWD};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::device::Device;
+use super::device::{Closer, Device};
 use super::session;
 use super::stream::{wait, Closed, Stream};
 
@@ -80,6 +81,11 @@ impl Listener {
         Ok(listener)
     }
 
+    /// The socket, to be served by somebody else than [`Listener::serve`].
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// Serves one client after another until `stop` becomes readable.
     pub(crate) fn serve(&self, device: &dyn Device, stop: BorrowedFd<'_>) -> io::Result<()> {
         loop {
@@ -91,9 +97,16 @@ impl Listener {
                 Ok(socket) => socket,
                 // The client gave up before it was its turn.
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => continue,
+                // Others hold what the process may have; what they give back, the next try gets.
+                Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                    tracing::error!("no connection can be taken: {error}");
+                    std::thread::sleep(Duration::from_secs(1));
+                    continue;
+                }
                 Err(error) => return Err(error.into()),
             };
             tracing::info!("client connected");
+            device.connect(Closer(socket.try_clone()?));
             let closed = session::run(&Stream::new(socket, stop), device);
             device.disconnect();
             match closed {

@@ -8,10 +8,12 @@
 use std::collections::VecDeque;
 
 use zeroshift_nvme::command::{log, Command, NSID_ALL};
+use zeroshift_nvme::smart::{self, SmartLogMut};
 use zeroshift_nvme::status::Status;
 
 use super::features::{self, TEMPERATURE};
 use super::{identify, Admin, Context, MAX_TRANSFER};
+use crate::counters::Counters;
 use crate::nvme::io;
 
 /// Entries of the Error Information log page.
@@ -48,7 +50,7 @@ impl Admin {
         let offset = u64::from(command.cdw12) | u64::from(command.cdw13) << 32;
         let by_index = command.cdw14 & 1 << 23 != 0;
 
-        let page = self.page(identifier, command.nsid)?;
+        let page = self.page(identifier, command.nsid, context)?;
         if len > MAX_TRANSFER || by_index || offset % 4 != 0 || offset > page.len() as u64 {
             return Err(Status::INVALID_FIELD);
         }
@@ -62,12 +64,17 @@ impl Admin {
         Ok(())
     }
 
-    fn page(&self, identifier: u8, nsid: u32) -> Result<Vec<u8>, Status> {
+    fn page(
+        &self,
+        identifier: u8,
+        nsid: u32,
+        context: &Context<'_, '_>,
+    ) -> Result<Vec<u8>, Status> {
         match identifier {
             log::SUPPORTED_PAGES => Ok(supported_entries(256, PAGES, 1)),
             log::ERROR_INFORMATION => Ok(self.errors.page()),
             log::SMART_HEALTH => match nsid {
-                0 | NSID_ALL => Ok(self.smart()),
+                0 | NSID_ALL => Ok(self.smart(context.bus.counters())),
                 _ => Err(Status::INVALID_FIELD),
             },
             log::FIRMWARE_SLOT => Ok(firmware_slots()),
@@ -97,16 +104,20 @@ impl Admin {
         page
     }
 
-    fn smart(&self) -> Vec<u8> {
-        let mut page = vec![0; 512];
-        page[0] = self.features.critical_warning();
-        page[1..3].copy_from_slice(&TEMPERATURE.to_le_bytes());
-        // Available spare and its threshold, in percent: software does not wear.
-        page[3] = 100;
-        page[4] = 10;
-        // Number of Error Information Log Entries.
-        page[176..184].copy_from_slice(&self.errors.count.to_le_bytes());
-        page
+    fn smart(&self, counters: &Counters) -> Vec<u8> {
+        let mut page = [0; smart::SIZE];
+        SmartLogMut::new(&mut page)
+            .set_critical_warning(self.features.critical_warning())
+            .set_temperature(TEMPERATURE)
+            // Software does not wear.
+            .set_spare(100)
+            .set_spare_threshold(10)
+            .set_units_read(smart::data_units(counters.io.bytes_read.get()).into())
+            .set_units_written(smart::data_units(counters.io.bytes_written.get()).into())
+            .set_read_commands(counters.io.reads.get().into())
+            .set_write_commands(counters.io.writes.get().into())
+            .set_error_entries(self.errors.count.into());
+        page.to_vec()
     }
 }
 

@@ -25,6 +25,7 @@ use super::data_pointer::{self, Rules};
 use super::namespace::Namespace;
 use super::queues::Queues;
 use super::shadow::Shadow;
+use super::staged::Staged;
 use crate::pci::Bus;
 use events::{Event, Events};
 use features::Features;
@@ -116,6 +117,8 @@ pub(super) struct Context<'a, 'b> {
     pub(super) queues: &'a mut Queues,
     /// Its shadow doorbells.
     pub(super) shadow: &'a mut Option<Shadow>,
+    /// Commands that faults hold.
+    pub(super) staged: &'a mut Staged,
 }
 
 impl Context<'_, '_> {
@@ -280,7 +283,7 @@ impl Admin {
         let dw0 = match command.opcode {
             admin::IDENTIFY => identify::run(&self.personality, command, context).map(|()| 0),
             admin::GET_LOG_PAGE => self.get_log_page(command, context).map(|()| 0),
-            admin::ABORT => self.abort(command),
+            admin::ABORT => self.abort(command, context),
             admin::GET_FEATURES => self.get_features(command, context),
             admin::SET_FEATURES => self.set_features(command, context),
             admin::CREATE_IO_CQ => self.create_completion_queue(command, context).map(|()| 0),
@@ -333,16 +336,14 @@ impl Admin {
         Ok(dw0)
     }
 
-    /// Abort: of admin commands, only Asynchronous Event Requests are ever outstanding; I/O commands
-    /// are in the kernel's hands and left alone. Bit 0 of the answer says "not aborted".
-    fn abort(&mut self, command: &Command) -> Result<u32, Status> {
+    /// Abort. What can be aborted is an Asynchronous Event Request, and a command that a fault holds;
+    /// all others are complete, or in the kernel's hands and left alone. Bit 0 of the answer says
+    /// "not aborted".
+    fn abort(&mut self, command: &Command, context: &mut Context<'_, '_>) -> Result<u32, Status> {
         let queue = command.cdw10 as u16;
         let cid = (command.cdw10 >> 16) as u16;
         if queue > self.personality.io_queues() {
             return Err(Status::INVALID_FIELD);
-        }
-        if queue != 0 || !self.events.release(cid) {
-            return Ok(1);
         }
         // The aborted command completes before the Abort that ended it.
         let aborted = Completion {
@@ -350,6 +351,14 @@ impl Admin {
             status: Status::ABORT_REQUESTED,
             ..Completion::default()
         };
+        if let Some(held) = context.staged.abort(queue, cid) {
+            let completion = self.conclude(queue, &held.command, aborted);
+            context.queues.complete(queue, completion, None);
+            return Ok(0);
+        }
+        if queue != 0 || !self.events.release(cid) {
+            return Ok(1);
+        }
         self.ready.push_back(aborted);
         Ok(0)
     }

@@ -12,6 +12,7 @@ use std::time::Instant;
 use zeroshift_nvme::command::Command;
 
 use super::work::{Piece, Work};
+use crate::faults::Fault;
 use crate::nvme::data_pointer::Segments;
 use crate::pci::Bus;
 use crate::sys::{Buffer, Mapping};
@@ -24,8 +25,10 @@ pub(crate) struct Request {
     /// The submission queue that it came from.
     pub(crate) queue: u16,
     pub(crate) command: Command,
+    /// The fault that waits for its completion.
+    pub(crate) after: Option<Fault>,
     /// When it was fetched.
-    pub(super) fetched: Instant,
+    pub(crate) fetched: Instant,
     /// Index in the controller's namespaces.
     pub(super) namespace: usize,
     /// Where its data is in guest memory.
@@ -58,6 +61,7 @@ impl Request {
         Self {
             queue: 0,
             command: Command::default(),
+            after: None,
             fetched: now,
             namespace: 0,
             segments: Segments::default(),
@@ -77,13 +81,29 @@ impl Request {
     }
 
     /// A command was fetched into the slot. Forgets what an earlier one left.
-    pub(crate) fn begin(&mut self, queue: u16, command: Command, now: Instant) {
-        (self.queue, self.command, self.fetched) = (queue, command, now);
+    pub(crate) fn begin(
+        &mut self,
+        queue: u16,
+        command: Command,
+        after: Option<Fault>,
+        now: Instant,
+    ) {
+        (self.queue, self.command) = (queue, command);
+        (self.after, self.fetched) = (after, now);
+        self.work = Work::default();
         self.ranges.clear();
         self.buffers.clear();
         (self.offset, self.len, self.done) = (0, 0, 0);
         (self.durable, self.synced) = (false, false);
         self.piece = None;
+    }
+
+    /// Bytes that it transfers between host and medium.
+    pub(crate) fn user_bytes(&self) -> u64 {
+        match self.work {
+            Work::Read | Work::Write => self.len,
+            _ => 0,
+        }
     }
 
     /// What a read wrote to guest memory is dirty.
