@@ -209,9 +209,10 @@ pub(super) fn account(request: &mut Request, result: i32) -> Result<(), Status> 
     let Some(piece) = request.piece.take() else {
         return Err(Status::INTERNAL_ERROR);
     };
-    let failed = Errno::from_raw_os_error(result.saturating_neg().max(0));
-    if result < 0 && matches!(failed, Errno::AGAIN | Errno::INTR) {
-        return again(request, piece);
+    let failed = errno(result);
+    if matches!(failed, Some(Errno::AGAIN | Errno::INTR)) {
+        again(request, piece);
+        return Ok(());
     }
     match piece {
         Piece::Read { .. } | Piece::Write { .. } if result > 0 => {
@@ -228,30 +229,34 @@ pub(super) fn account(request: &mut Request, result: i32) -> Result<(), Status> 
             Ok(())
         }
         // A hint; what the medium does with it is its business.
-        Piece::Deallocate { .. } if result >= 0 || failed == Errno::OPNOTSUPP => Ok(()),
-        _ => Err(failure(request, piece, failed, result)),
+        Piece::Deallocate { .. } if result >= 0 || failed == Some(Errno::OPNOTSUPP) => Ok(()),
+        _ => Err(failure(request, piece, failed)),
     }
+}
+
+/// The error that a result stands for. Numbers that no kernel gives would make rustix panic.
+fn errno(result: i32) -> Option<Errno> {
+    let number = result.checked_neg().filter(|number| *number > 0)?;
+    Some(Errno::from_raw_os_error(number.min(4095)))
 }
 
 /// The same piece has to be done again.
-fn again(request: &mut Request, piece: Piece) -> Result<(), Status> {
+fn again(request: &mut Request, piece: Piece) {
     if let Piece::Deallocate { offset, len } = piece {
         request.ranges.push((offset, len));
     }
-    Ok(())
 }
 
-fn failure(request: &Request, piece: Piece, failed: Errno, result: i32) -> Status {
+fn failure(request: &Request, piece: Piece, failed: Option<Errno>) -> Status {
     let status = match (failed, piece) {
-        (Errno::CANCELED, _) => return Status::ABORT_REQUESTED,
-        (Errno::FAULT, _) => Status::DATA_TRANSFER_ERROR,
+        (Some(Errno::CANCELED), _) => return Status::ABORT_REQUESTED,
+        (Some(Errno::FAULT), _) => Status::DATA_TRANSFER_ERROR,
         (_, Piece::Read { .. }) => Status::UNRECOVERED_READ_ERROR,
         _ => Status::WRITE_FAULT,
     };
-    let reason = if result == 0 {
-        "the file has become shorter".to_owned()
-    } else {
-        failed.to_string()
+    let reason = match failed {
+        None => "the file has become shorter".to_owned(),
+        Some(error) => error.to_string(),
     };
     tracing::debug!(
         "command {:#06x} (opcode {:#04x}): {piece:?}: {reason}",
