@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 
 use zeroshift_nvme::command::{log, Command, NSID_ALL};
+use zeroshift_nvme::nvm::BlockCommand;
 use zeroshift_nvme::smart::{self, SmartLogMut};
 use zeroshift_nvme::status::Status;
 
@@ -151,8 +152,22 @@ pub(super) struct ErrorLog {
 }
 
 impl ErrorLog {
-    /// Adds an error. Queue and command are FFFFh for errors that no command caused.
-    pub(super) fn record(&mut self, queue: u16, cid: u16, status: Status, nsid: u32) {
+    /// Adds the error of a command.
+    pub(super) fn record(&mut self, queue: u16, command: &Command, status: Status) {
+        // Only I/O commands of this command set have blocks.
+        let lba = match queue {
+            0 => 0,
+            _ => BlockCommand::from_command(command).slba,
+        };
+        self.add(queue, command.cid, status, command.nsid, lba);
+    }
+
+    /// Adds an error that no command caused: queue and command are FFFFh.
+    pub(super) fn record_event(&mut self) {
+        self.add(u16::MAX, u16::MAX, Status::SUCCESS, 0, 0);
+    }
+
+    fn add(&mut self, queue: u16, cid: u16, status: Status, nsid: u32, lba: u64) {
         self.count += 1;
         let mut entry = [0; 64];
         entry[0..8].copy_from_slice(&self.count.to_le_bytes());
@@ -162,6 +177,7 @@ impl ErrorLog {
         entry[12..14].copy_from_slice(&(status.bits() << 1).to_le_bytes());
         // Parameter Error Location: not about a particular byte.
         entry[14..16].copy_from_slice(&[0xff; 2]);
+        entry[16..24].copy_from_slice(&lba.to_le_bytes());
         entry[24..28].copy_from_slice(&nsid.to_le_bytes());
         self.entries.push_front(entry);
         self.entries.truncate(usize::from(ERROR_ENTRIES));
@@ -188,7 +204,11 @@ mod tests {
         let mut errors = ErrorLog::default();
         assert!(errors.page().iter().all(|&byte| byte == 0));
         for cid in 0..20 {
-            errors.record(0, cid, Status::INVALID_FIELD, 0);
+            let command = Command {
+                cid,
+                ..Command::new(0x06)
+            };
+            errors.record(0, &command, Status::INVALID_FIELD);
         }
         let page = errors.page();
         assert_eq!(page.len(), 16 * 64);

@@ -230,21 +230,20 @@ impl Admin {
                 completion.status
             );
             completion.status = completion.status.with_more();
-            self.errors
-                .record(queue, command.cid, completion.status, command.nsid);
+            self.errors.record(queue, command, completion.status);
         }
         completion
     }
 
     /// A doorbell of a queue that does not exist was written.
     pub(super) fn doorbell_of_no_queue(&mut self) {
-        self.errors.record(u16::MAX, u16::MAX, Status::SUCCESS, 0);
+        self.errors.record_event();
         self.events.raise(Event::INVALID_DOORBELL_REGISTER);
     }
 
     /// A doorbell was written with a value that is not allowed.
     pub(super) fn invalid_doorbell_value(&mut self) {
-        self.errors.record(u16::MAX, u16::MAX, Status::SUCCESS, 0);
+        self.errors.record_event();
         self.events.raise(Event::INVALID_DOORBELL_VALUE);
     }
 
