@@ -560,12 +560,13 @@ impl Controller {
         self.limiter.charge(request.user_bytes(), io.now());
         match step {
             Step::InFlight => self.requests.entered_kernel(slot),
-            Step::Done(status) => self.conclude(slot, status, bus),
+            // Fetched in this pass: its own time would make every latency zero.
+            Step::Done(status) => self.conclude(slot, status, Instant::now(), bus),
         }
     }
 
     /// An I/O command is over.
-    fn conclude(&mut self, slot: u32, status: Status, bus: &mut Bus<'_>) {
+    fn conclude(&mut self, slot: u32, status: Status, now: Instant, bus: &mut Bus<'_>) {
         let Some(request) = self.requests.get(slot) else {
             return;
         };
@@ -588,7 +589,8 @@ impl Controller {
             completion.status = final_status(status);
             completion = self.admin.conclude(queue, &command, completion);
         }
-        counters.latency.record(request.fetched.elapsed());
+        let latency = now.saturating_duration_since(request.fetched);
+        counters.latency.record(latency);
         self.requests.give_back(slot);
         self.deliver(queue, &command, completion, after, bus);
     }
@@ -693,7 +695,7 @@ impl Kind for Controller {
             };
             match io::finish(request, slot, result, &around, io) {
                 Step::InFlight => self.requests.entered_kernel(slot),
-                Step::Done(status) => self.conclude(slot, status, bus),
+                Step::Done(status) => self.conclude(slot, status, io.now(), bus),
             }
         }
         self.advance_reset();
