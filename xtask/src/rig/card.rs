@@ -35,11 +35,18 @@ struct Function {
 }
 
 impl Card {
-    /// Starts `program` with its sockets in `dir` and waits until they listen.
-    pub(crate) fn start(cache: &Cache, program: &Path, dir: &Path, serial: &str) -> Result<Self> {
+    /// Starts `program` with its sockets in `dir` and waits until they listen. `options` are more arguments of
+    /// `zerocard serve`: its namespaces and functions.
+    pub(crate) fn start(
+        cache: &Cache,
+        program: &Path,
+        dir: &Path,
+        serial: &str,
+        options: &[String],
+    ) -> Result<Self> {
         let dir = dir.join(serial);
         // sun_path holds 108 bytes with the final zero.
-        if dir.as_os_str().len() + "/admin.sock".len() >= 108 {
+        if dir.as_os_str().len() + "/control.sock".len() >= 108 {
             bail!(
                 "{} is too long a path for unix sockets\n=> set ZEROSHIFT_CACHE to a shorter one",
                 dir.display()
@@ -49,7 +56,8 @@ impl Card {
         let log = cache.log(&format!("zerocard-{serial}"));
         let mut cmd = command::command(program);
         cmd.args(["serve", "--json", "--serial", serial, "--dir"])
-            .arg(&dir);
+            .arg(&dir)
+            .args(options);
         let log_file = std::fs::File::create(&log)?;
         cmd.stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -95,6 +103,11 @@ impl Card {
             Some(f) => Ok(&f.socket),
             None => bail!("card {} has no function {name}", self.serial),
         }
+    }
+
+    /// The sockets of all functions, in the order in which the card names them.
+    pub(crate) fn sockets(&self) -> Vec<PathBuf> {
+        self.functions.iter().map(|f| f.socket.clone()).collect()
     }
 
     /// Ends the card as an operator would, and checks that it goes in peace.

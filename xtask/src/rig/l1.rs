@@ -55,6 +55,8 @@ pub(crate) struct L1<'a> {
     pub(crate) modules: &'a [&'a str],
     /// Whether it runs guests, so needs QEMU in its image.
     pub(crate) nested: bool,
+    /// Whether it has fio, nvme-cli and ext4's programs.
+    pub(crate) peers: bool,
     /// What it is to do.
     pub(crate) overlay: Overlay,
     /// How long all of it may take.
@@ -81,6 +83,9 @@ impl L1<'_> {
         let mut layers = vec![image::base(cache, root, repo, self.kernel, self.modules)?];
         if self.nested {
             layers.push(image::qemu(cache, root)?);
+        }
+        if self.peers {
+            layers.push(image::peers(cache, root)?);
         }
         self.overlay.write(root, &layers, &image)?;
         let accelerator = match self.nested {

@@ -60,6 +60,7 @@ fn plant(session: &Session, name: &str, module: &str, script: &str, report: &str
         memory_mib: 1024,
         modules: &[module],
         nested: false,
+        peers: false,
         overlay: Overlay::new().job("plant", script),
         limit: Duration::from_secs(300),
     }

@@ -108,6 +108,7 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
             &programs.path("zerocard"),
             run.path(),
             serial,
+            &[],
         )
     });
     let [host_card, guest_card] = cards;
@@ -154,6 +155,7 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
         memory_mib: 2048,
         modules: &[kvm, "vfio_iommu_type1", "vfio_pci"],
         nested: true,
+        peers: false,
         overlay: Overlay::new()
             .file("/zs/migdirty.ko", host_modules.path("migdirty")?)
             .file("/zs/bin/zeroshift", &programs.path("zeroshift"))

@@ -59,6 +59,7 @@ fn in_initramfs(
         &programs.path("zerocard"),
         sockets.path(),
         SERIAL,
+        &[],
     )?;
     let name = format!(
         "{}-{}",
@@ -73,6 +74,7 @@ fn in_initramfs(
         memory_mib: 1024,
         modules: &[],
         nested: false,
+        peers: false,
         overlay: jobs(Overlay::new(), &programs, module.path("migdirty")?, rounds),
         limit: Duration::from_secs(600 + 5 * u64::from(rounds)),
     }
@@ -128,6 +130,7 @@ pub(super) fn under_virtme(
         &programs.path("zerocard"),
         sockets.path(),
         SERIAL,
+        &[],
     )?;
     let bin = programs.path("").display().to_string();
     let mut jobs = vec![

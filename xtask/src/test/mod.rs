@@ -11,6 +11,7 @@ mod hosts;
 mod kdir;
 mod killed;
 mod logic;
+mod peers;
 mod vmfunc;
 
 use std::process::ExitCode;
@@ -172,6 +173,18 @@ const SCENARIOS: &[Scenario] = &[
         name: "nested",
         what: "a stock guest drives a passed-through function",
         run: e2e::scenario,
+    },
+    Scenario {
+        level: Level::E2e,
+        name: "peers",
+        what: "Linux's nvme driver, ext4, fio and nvme-cli on the card",
+        run: peers::scenario,
+    },
+    Scenario {
+        level: Level::E2e,
+        name: "peers-many",
+        what: "16 functions of one card at the same time",
+        run: peers::many,
     },
     Scenario {
         level: Level::Vmfunc,
