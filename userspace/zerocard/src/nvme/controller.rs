@@ -482,9 +482,13 @@ impl Controller {
             return Ok(false);
         };
         if let Some(shadow) = &self.shadow {
-            if shadow.read(queues, bus)?.is_err() {
-                self.admin.invalid_doorbell_value();
-                worked = true;
+            match shadow.read(queues, bus)? {
+                Ok(false) => {}
+                Ok(true) => shadow.hush(queues, bus)?,
+                Err(InvalidDoorbell) => {
+                    self.admin.invalid_doorbell_value();
+                    worked = true;
+                }
             }
         }
         let mut entries = [[0; Command::SIZE]; BATCH];

@@ -28,8 +28,10 @@ pub(super) struct InvalidDoorbell;
 pub(super) struct Ring {
     base: u64,
     entries: u32,
-    head: u32,
-    tail: u32,
+    pub(super) head: u32,
+    pub(super) tail: u32,
+    /// EventIdx of the doorbell, as the driver was told.
+    event_index: u32,
 }
 
 impl Ring {
@@ -40,6 +42,7 @@ impl Ring {
             entries: u32::from(size) + 1,
             head: 0,
             tail: 0,
+            event_index: 0,
         }
     }
 
@@ -67,6 +70,20 @@ impl Ring {
     fn address(&self, position: u32, entry: usize) -> Result<u64, DmaError> {
         let offset = u64::from(position) * entry as u64;
         self.base.checked_add(offset).ok_or(DmaError::NotMapped)
+    }
+
+    /// Sets EventIdx for a doorbell that stands at `position`: at it when the next move is to ring,
+    /// else one before it, which a driver does not pass before it has gone round.
+    pub(super) fn set_event_index(&mut self, position: u32, ring: bool) -> u16 {
+        let back = if ring { 0 } else { self.entries - 1 };
+        self.event_index = self.advance(position, back);
+        // Below the number of entries, which came from a u16.
+        self.event_index as u16
+    }
+
+    /// Whether the doorbell at `position` is halfway round to EventIdx.
+    fn event_index_lags(&self, position: u32) -> bool {
+        self.distance(self.event_index, position) >= self.entries.div_ceil(2)
     }
 
     /// Address of the first entry.
@@ -260,19 +277,6 @@ impl CompletionQueue {
         !self.ready.is_empty()
     }
 
-    /// The head at which a real doorbell is wanted (EventIdx): the present one when nothing fits any
-    /// more, else the one before, which the driver has passed already.
-    pub(super) fn wanted_head(&self) -> u16 {
-        let ring = &self.ring;
-        let back = if self.room() == 0 {
-            0
-        } else {
-            ring.entries - 1
-        };
-        // Below the number of entries, which came from a u16.
-        ring.advance(ring.head, back) as u16
-    }
-
     /// Adds a completion, to be posted with others. Phase is filled in when it is.
     pub(super) fn push(&mut self, completion: Completion, broken: Option<Field>) {
         self.ready.push((completion, broken));
@@ -362,6 +366,15 @@ impl Queues {
         let used = |id: &usize| self.submission[*id].is_some() || self.completion[*id].is_some();
         // Both have one entry per identifier, at most 65,536.
         (1..self.submission.len()).rev().find(used).unwrap_or(0) as u16
+    }
+
+    /// Whether some doorbell is about to be passed a second time by a stale EventIdx.
+    pub(super) fn event_index_lags(&self) -> bool {
+        // The admin queue has no shadow doorbells.
+        let mut submission = self.submission.iter().skip(1).flatten();
+        let mut completion = self.completion.iter().skip(1).flatten();
+        submission.any(|queue| queue.ring.event_index_lags(queue.ring.tail))
+            || completion.any(|queue| queue.ring.event_index_lags(queue.ring.head))
     }
 
     /// Completes a command of a submission queue: fills in queue and head, and hands it to the

@@ -60,22 +60,46 @@ impl Shadow {
 
     /// Asks for real doorbells: for each submission queue at the next entry, for each completion
     /// queue at the next entry only when it is full. Says whether a doorbell moved meanwhile.
-    pub(super) fn arm(&mut self, queues: &mut Queues, bus: &Bus<'_>) -> Result<bool, DmaError> {
+    pub(super) fn arm(&self, queues: &mut Queues, bus: &Bus<'_>) -> Result<bool, DmaError> {
+        self.write_event_indices(queues, true, bus)?;
+        // The driver writes its doorbell, then reads EventIdx; here it is the other way round. Each
+        // needs its store to be visible before its load, or both could miss the other.
+        fence(Ordering::SeqCst);
+        Ok(self.read(queues, bus)?.unwrap_or(true))
+    }
+
+    /// Keeps drivers from ringing while the poller is awake: an EventIdx that was left behind would
+    /// be passed once in every round of its ring. To be called when doorbells have moved.
+    pub(super) fn hush(&self, queues: &mut Queues, bus: &Bus<'_>) -> Result<(), DmaError> {
+        if queues.event_index_lags() {
+            self.write_event_indices(queues, false, bus)?;
+        }
+        Ok(())
+    }
+
+    fn write_event_indices(
+        &self,
+        queues: &mut Queues,
+        ring: bool,
+        bus: &Bus<'_>,
+    ) -> Result<(), DmaError> {
         for (first, count) in chunks(queues) {
             let mut raw = [[0; PAIR]; CHUNK as usize];
             let raw = &mut raw[..usize::from(count)];
             for (id, pair) in (first..).zip(raw.iter_mut()) {
-                let tail = queues.submission(id).map_or(0, |queue| queue.ring.tail());
-                let head = queues.completion(id).map_or(0, |queue| queue.wanted_head());
+                let tail = queues
+                    .submission(id)
+                    .map_or(0, |queue| queue.ring.set_event_index(queue.ring.tail, ring));
+                let head = queues.completion(id).map_or(0, |queue| {
+                    let full = ring && queue.room() == 0;
+                    queue.ring.set_event_index(queue.ring.head, full)
+                });
                 pair[..4].copy_from_slice(&u32::from(tail).to_le_bytes());
                 pair[4..].copy_from_slice(&u32::from(head).to_le_bytes());
             }
             bus.write(place(self.event_indices, first)?, raw.as_flattened())?;
         }
-        // The driver writes its doorbell, then reads EventIdx; here it is the other way round. Each
-        // needs its store to be visible before its load, or both could miss the other.
-        fence(Ordering::SeqCst);
-        Ok(self.read(queues, bus)?.unwrap_or(true))
+        Ok(())
     }
 }
 
