@@ -75,11 +75,15 @@ impl Card {
                 Some(own) => ("nvme", io_role(own, &namespaces)),
                 None => ("nvme-admin", Role::Administrative),
             };
+            let function = function(serial, &ids, controller_id, role, stage(controller_id)?);
+            if let Some(own) = own {
+                function.lock().kind.set_rate(own.rate);
+            }
             slots.push(Slot {
                 name: name.clone(),
                 kind,
                 controller_id,
-                function: function(serial, &ids, controller_id, role, stage(controller_id)?),
+                function,
             });
         }
         Ok(Self {

@@ -93,8 +93,9 @@ struct Serve {
     /// page cache). Namespaces get the identifiers 1, 2, ... in the order of these options
     #[arg(long = "namespace", value_name = "KEY=VALUE,...")]
     namespaces: Vec<NamespaceOptions>,
-    /// A function: name=NAME; namespaces=1:2:... (default: all); queues=N I/O queue pairs. Functions
-    /// get the controller ids 1, 2, ... in the order of these options
+    /// A function: name=NAME; namespaces=1:2:... (default: all); queues=N I/O queue pairs; iops=N,
+    /// bytes_per_second=SIZE, burst_ms=N (rate limit). Functions get the controller ids 1, 2, ... in
+    /// the order of these options
     #[arg(long = "function", value_name = "KEY=VALUE,...")]
     functions: Vec<FunctionOptions>,
     /// That many functions with all namespaces

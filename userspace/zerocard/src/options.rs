@@ -11,6 +11,7 @@ use std::str::FromStr;
 use anyhow::{bail, ensure, Context as _, Result};
 
 use crate::backing::{FileMedium, FileOptions, Medium, MemoryMedium};
+use crate::control::Rate;
 
 /// I/O queue pairs of a function that does not say how many it wants.
 const DEFAULT_QUEUES: u16 = 16;
@@ -44,6 +45,10 @@ fn size(text: &str) -> Result<u64> {
     bytes
         .filter(|bytes| *bytes <= i64::MAX as u64)
         .context("too large")
+}
+
+fn number(text: &str) -> Result<u64> {
+    text.parse().context("a number without a unit")
 }
 
 #[derive(Clone, Debug)]
@@ -149,6 +154,8 @@ pub(crate) struct FunctionOptions {
     namespaces: Option<Vec<u32>>,
     /// I/O queue pairs.
     pub(crate) queues: u16,
+    /// Rate limit at the start.
+    pub(crate) rate: Rate,
 }
 
 impl Default for FunctionOptions {
@@ -157,6 +164,7 @@ impl Default for FunctionOptions {
             name: None,
             namespaces: None,
             queues: DEFAULT_QUEUES,
+            rate: Rate::default(),
         }
     }
 }
@@ -185,7 +193,15 @@ impl FromStr for FunctionOptions {
                         .filter(|queues| (1..=MAX_QUEUES).contains(queues))
                         .with_context(|| format!("queues are 1 to {MAX_QUEUES}"))?;
                 }
-                _ => bail!("keys are name, namespaces and queues"),
+                "iops" => options.rate.iops = number(value)?,
+                "bytes_per_second" => options.rate.bytes_per_second = size(value)?,
+                "burst_ms" => {
+                    let burst = u32::try_from(number(value)?);
+                    options.rate.burst_ms = burst.context("too large")?;
+                }
+                _ => {
+                    bail!("keys are name, namespaces, queues, iops, bytes_per_second and burst_ms")
+                }
             }
             Ok(())
         })?;
@@ -259,7 +275,10 @@ mod tests {
 
     #[test]
     fn functions_name_their_namespaces() {
-        let options: FunctionOptions = "name=disk-1,namespaces=1:3,queues=2".parse().unwrap();
+        let options: FunctionOptions = "name=disk-1,namespaces=1:3,queues=2,iops=7,burst_ms=3"
+            .parse()
+            .unwrap();
+        assert_eq!((options.rate.iops, options.rate.burst_ms), (7, 3));
         assert_eq!((options.name(7).as_str(), options.queues), ("disk-1", 2));
         assert!(options.attaches(1) && !options.attaches(2) && options.attaches(3));
         assert_eq!((options.missing(3), options.missing(2)), (None, Some(3)));

@@ -101,7 +101,7 @@ impl Limits {
 }
 
 /// Rate limit of a function's I/O commands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Rate {
     /// Commands per second; 0 is no limit.
     pub(crate) iops: u64,
@@ -109,4 +109,15 @@ pub(crate) struct Rate {
     pub(crate) bytes_per_second: u64,
     /// How much an idle function may save up for later, as milliseconds of either rate.
     pub(crate) burst_ms: u32,
+}
+
+impl Default for Rate {
+    /// No limit, and 10 ms to save up once there is one.
+    fn default() -> Self {
+        Self {
+            iops: 0,
+            bytes_per_second: 0,
+            burst_ms: 10,
+        }
+    }
 }

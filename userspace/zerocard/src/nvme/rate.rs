@@ -19,11 +19,7 @@ pub(super) struct Limiter {
 
 impl Default for Limiter {
     fn default() -> Self {
-        Self::new(Rate {
-            iops: 0,
-            bytes_per_second: 0,
-            burst_ms: 10,
-        })
+        Self::new(Rate::default())
     }
 }
 
