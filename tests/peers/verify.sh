@@ -74,8 +74,8 @@ check "blkdiscard --zeroout" zeroout
 
 # io_uring's NVMe passthrough, on the character device.
 passthrough() {
-  # Of the controller, or, with multipath, of all paths.
-  character=/dev/$(ls /sys/class/nvme/$c | grep -x 'ng[0-9]*n1') || character=$(echo $small | sed 's/nvme/ng/')
+  # The character device has the number of the disk; the one before it may be another.
+  character=/dev/$(ls /sys/class/nvme-generic | grep "^ng[0-9]*n${small##*n}\$")
   drive --filename=$character --ioengine=io_uring_cmd --cmd_type=nvme --direct=0 --iodepth=16 --rw=randwrite --bs=8k --size=4M --verify=crc32c
 }
 check "io_uring passthrough" passthrough

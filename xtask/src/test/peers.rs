@@ -21,11 +21,24 @@ use crate::userspace;
 const SERIAL: &str = "ZSPEERS001";
 /// Functions of the scenario `many`.
 const FUNCTIONS: usize = 16;
+/// Logical block of namespace 1 whose reads meet the fault rules: one rule for each 4 KiB from here.
+const FAULTY: u32 = 120_000;
+/// What happens to the first read of each; the last is for an admin command, a feature that does not exist.
+const FAULTS: [&str; 6] = [
+    "stall",
+    "drop",
+    "status=2/0x81",
+    "status=2/0x81,dnr",
+    "corrupt=cid",
+    "corrupt=phase",
+];
+const ADMIN_FAULT: &str = "op=get-features,sel=0xc5,nth=1,stall";
 /// `nvme` and `ext4` with what they need, by the stock kernel's own list.
 const MODULES: [&str; 2] = ["nvme", "ext4"];
 /// What runs on a card of two functions, in this order: what leaves a controller as it found it comes first.
-const SUBJECTS: [&str; 9] = [
-    "identify", "commands", "logs", "features", "verify", "ext4", "resets", "shared", "admin",
+const SUBJECTS: [&str; 10] = [
+    "identify", "commands", "logs", "features", "verify", "ext4", "timeouts", "resets", "shared",
+    "admin",
 ];
 
 /// Namespaces 1 (512-byte blocks, memory), 2 (4096-byte blocks, a file) and 3 (shared); the scripts know them.
@@ -39,6 +52,11 @@ pub(super) fn scenario(session: &Session, results: &mut Results) -> Result<()> {
     }
     for function in ["namespaces=1:2:3", "namespaces=3"] {
         options.extend(["--function".to_owned(), function.to_owned()]);
+    }
+    let reads = (FAULTY..).step_by(8).zip(FAULTS);
+    let reads = reads.map(|(block, fault)| format!("op=read,cdw10={block},nth=1,{fault}"));
+    for rule in reads.chain([ADMIN_FAULT.to_owned()]) {
+        options.extend(["--fault".to_owned(), format!("function=nvme1,{rule}")]);
     }
     on_a_card(session, results, "peers", run.path(), &options, &SUBJECTS)
 }
@@ -111,7 +129,7 @@ fn jobs(scripts: &Path, subjects: &[&str]) -> Result<Overlay> {
         let script = read(subject)?;
         overlay = overlay.job(
             subject,
-            &format!("SERIAL={SERIAL} FUNCTIONS={FUNCTIONS}\n{library}\n{script}"),
+            &format!("SERIAL={SERIAL} FUNCTIONS={FUNCTIONS} FAULTY={FAULTY}\n{library}\n{script}"),
         );
     }
     Ok(overlay)
