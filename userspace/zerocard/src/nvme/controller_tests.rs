@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::memory::tests::{memfd, request};
+use crate::nvme::admin::{Identity, Role};
 use crate::pci::msix::tests::{eventfd, fired};
 use crate::pci::tests::Bench;
 
@@ -32,10 +33,14 @@ impl Rig {
             .unwrap();
         let (interrupts, theirs) = eventfd();
         bench.msix.set_trigger(0, Some(theirs));
-        let controller = Controller::new(Identity {
-            serial: "ZS00000001".into(),
-            controller_id: 7,
-            subnqn: "nqn.2014-08.org.nvmexpress:test".into(),
+        let controller = Controller::new(Personality {
+            identity: Identity {
+                serial: "ZS00000001".into(),
+                controller_id: 7,
+                subnqn: "nqn.2014-08.org.nvmexpress:test".into(),
+                controllers: vec![7],
+            },
+            role: Role::Administrative,
         });
         Self {
             bench,
@@ -247,7 +252,7 @@ fn identify_controller_says_what_it_is() {
     assert_eq!(page[0..4], [0x53, 0x5a, 0x53, 0x5a]);
     assert_eq!(&page[4..24], b"ZS00000001          ");
     assert_eq!(&page[24..42], b"Zeroshift zerocard");
-    assert_eq!(page[77], 5, "MDTS");
+    assert_eq!(page[77], 7, "MDTS");
     assert_eq!(page[78..80], [7, 0], "CNTLID");
     assert_eq!(page[80..84], [0x00, 0x01, 0x02, 0x00], "VER");
     assert_eq!(page[111], 3, "CNTRLTYPE: administrative");
@@ -290,6 +295,10 @@ fn commands_end_with_the_status_that_fits() {
         prp1: 0x4000_0000,
         ..command(0x06, 1)
     };
+    let long = Command {
+        cdw11: 2,
+        ..command(0x02, 0x0000_0001)
+    };
     let expected = [
         (command(0x06, 0x01), 0x000),
         (command(0x06, 0x02), 0x000),
@@ -308,7 +317,7 @@ fn commands_end_with_the_status_that_fits() {
         (second, 0x013),
         (outside, 0x004),
         (command(0x02, 0x000f_0077), 0x109), // Get Log Page of a page that is not there
-        (command(0x02, 0xffff_0001), 0x002), // longer than MDTS
+        (long, 0x002),                       // longer than MDTS
         (command(0x08, 0x0001), 0x002),      // Abort in queue 1
     ];
     for (command, status) in expected {

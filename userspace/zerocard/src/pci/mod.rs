@@ -548,25 +548,39 @@ impl Device for Function {
         state.memory.reset();
     }
 }
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::faults::Faults;
 
     /// Everything a kind needs in a test, without a function around it.
     pub(crate) struct Bench {
         pub(crate) memory: GuestMemory,
         pub(crate) msix: Msix,
+        pub(crate) attention: Attention,
+        pub(crate) counters: Counters,
+        pub(crate) faults: Faults,
         pub(crate) master: bool,
+        asked: Asked,
     }
 
     impl Bench {
         pub(crate) fn new() -> Self {
-            let mut msix = Msix::new(1);
+            Self::with_vectors(1)
+        }
+
+        pub(crate) fn with_vectors(count: u16) -> Self {
+            let mut msix = Msix::new(count);
             msix.configure(true, false, true);
             Self {
                 memory: GuestMemory::default(),
                 msix,
+                attention: Attention::default(),
+                counters: Counters::default(),
+                faults: Faults::new(1, ["bench"].into_iter()),
                 master: true,
+                asked: Asked::default(),
             }
         }
 
@@ -574,18 +588,30 @@ pub(crate) mod tests {
             Bus {
                 memory: &self.memory,
                 msix: &mut self.msix,
+                attention: &self.attention,
+                counters: &self.counters,
+                stage: self.faults.stage(0).unwrap(),
+                asked: &mut self.asked,
                 master: self.master,
             }
         }
     }
 
-    /// Remembers what reached it.
+    /// What reached a kind.
     #[derive(Default)]
-    struct Recorder {
+    struct Seen {
         writes: Vec<(usize, Vec<u8>)>,
         resumed: u32,
         resets: u32,
+        /// Requests that the test has not finished yet, and what each works on.
+        in_flight: Vec<(u32, u64, u64)>,
+        cancelled: u32,
+        failed: bool,
     }
+
+    /// Remembers what reached it, where the test can see it.
+    #[derive(Default)]
+    struct Recorder(Arc<Mutex<Seen>>);
 
     impl Kind for Recorder {
         fn read(&mut self, offset: usize, data: &mut [u8]) {
@@ -593,42 +619,97 @@ pub(crate) mod tests {
         }
 
         fn write(&mut self, offset: usize, data: &[u8], bus: &mut Bus<'_>) {
-            self.writes.push((offset, data.to_vec()));
+            self.0.lock().writes.push((offset, data.to_vec()));
             bus.interrupt(0);
         }
 
         fn resume(&mut self, _bus: &mut Bus<'_>) {
-            self.resumed += 1;
+            self.0.lock().resumed += 1;
         }
 
         fn reset(&mut self) {
-            self.resets += 1;
+            self.0.lock().resets += 1;
+        }
+
+        fn poll(&mut self, _bus: &mut Bus<'_>, _io: &mut Io<'_>) -> Progress {
+            Progress::default()
+        }
+
+        fn finish(&mut self, slot: u32, _result: i32, _bus: &mut Bus<'_>, _io: &mut Io<'_>) {
+            self.0.lock().in_flight.retain(|(own, ..)| *own != slot);
+        }
+
+        fn arm(&mut self, _bus: &mut Bus<'_>) -> bool {
+            false
+        }
+
+        fn in_flight(&self) -> u32 {
+            self.0.lock().in_flight.len() as u32
+        }
+
+        fn uses(&self, first: u64, last: u64) -> bool {
+            let seen = self.0.lock();
+            let mut requests = seen.in_flight.iter();
+            requests.any(|(_, from, to)| *from <= last && *to >= first)
+        }
+
+        fn cancel(&mut self, _io: &mut Io<'_>) {
+            self.0.lock().cancelled += 1;
+        }
+
+        fn status(&self) -> Condition {
+            Condition {
+                ready: true,
+                suspended: false,
+                stalled: 0,
+                rate: Rate::default(),
+            }
+        }
+
+        fn release(&mut self) -> u64 {
+            0
+        }
+
+        fn set_rate(&mut self, _rate: Rate) {}
+
+        fn fail(&mut self) {
+            self.0.lock().failed = true;
         }
     }
 
-    fn function() -> Function<Recorder> {
-        Function::new(&config::tests::identity(), Recorder::default())
+    fn function() -> (Arc<Function>, Arc<Mutex<Seen>>) {
+        let recorder = Recorder::default();
+        let seen = Arc::clone(&recorder.0);
+        let faults = Faults::new(1, ["recorder"].into_iter());
+        let stage = Arc::clone(faults.stage(0).unwrap());
+        let function = Function::new(&config::tests::identity(), Box::new(recorder), stage);
+        (Arc::new(function), seen)
+    }
+
+    fn with_bus<T>(function: &Function, work: impl FnOnce(&mut Bus<'_>) -> T) -> T {
+        let mut state = function.lock();
+        function.with_kind(&mut state, |_, bus| work(bus))
     }
 
     #[test]
     fn memory_space_enable_gates_the_bar() {
-        let mut function = function();
+        let (function, seen) = function();
         let mut byte = [0];
         function.read(Region::Bar0, 5, &mut byte);
         function.write(Region::Bar0, 5, &[1]);
-        assert_eq!((byte[0], function.kind.writes.len()), (0xff, 0));
+        assert_eq!((byte[0], seen.lock().writes.len()), (0xff, 0));
         function.write(Region::Config, 4, &[2]);
         function.read(Region::Bar0, 5, &mut byte);
         function.write(Region::Bar0, 5, &[1]);
-        assert_eq!((byte[0], function.kind.writes.len()), (5, 1));
+        assert_eq!((byte[0], seen.lock().writes.len()), (5, 1));
     }
 
     #[test]
     fn an_access_across_areas_reaches_each_of_them() {
-        let mut function = function();
+        let (function, seen) = function();
         function.write(Region::Config, 4, &[2]);
         function.write(Region::Bar0, 0x1ffc, &[1, 2, 3, 4, 0x50, 6, 7, 8]);
-        assert_eq!(function.kind.writes, [(0x1ffc, vec![1, 2, 3, 4])]);
+        assert_eq!(seen.lock().writes, [(0x1ffc, vec![1, 2, 3, 4])]);
         let mut bytes = [0xee; 8];
         function.read(Region::Bar0, 0x1ffc, &mut bytes);
         assert_eq!(bytes, [0xfc, 0xfc, 0xfc, 0xfc, 0x50, 6, 7, 8]);
@@ -636,18 +717,18 @@ pub(crate) mod tests {
 
     #[test]
     fn becoming_bus_master_resumes_the_kind_once() {
-        let mut function = function();
+        let (function, seen) = function();
         function.write(Region::Config, 4, &[4]);
         function.write(Region::Config, 4, &[6]);
-        assert_eq!(function.kind.resumed, 1);
+        assert_eq!(seen.lock().resumed, 1);
         function.write(Region::Config, 4, &[2]);
         function.write(Region::Config, 4, &[6]);
-        assert_eq!(function.kind.resumed, 2);
+        assert_eq!(seen.lock().resumed, 2);
     }
 
     #[test]
     fn function_level_reset_resets_kind_config_and_vectors_but_keeps_maps_and_eventfds() {
-        let mut function = function();
+        let (function, seen) = function();
         let (mine, theirs) = msix::tests::eventfd();
         let file = crate::memory::tests::memfd(0x1000);
         function
@@ -656,31 +737,117 @@ pub(crate) mod tests {
         function.vector(0, VectorAction::Assign(Some(theirs)));
         function.write(Region::Config, 4, &[6]);
         function.write(Region::Config, 0x68, &0x8000u16.to_le_bytes());
-        assert_eq!(function.kind.resets, 1);
-        assert!(!function.config.memory_enabled());
+        assert_eq!(seen.lock().resets, 1);
+        assert!(!function.lock().config.memory_enabled());
         function.write(Region::Config, 4, &[6]);
         function.write(Region::Config, 0x53, &[0x80]);
         function.write(Region::Bar0, 0, &[0]);
         assert_eq!(msix::tests::fired(&mine), 1);
-        function.with_kind(|_, bus| assert_eq!(bus.read(0, &mut [0; 16]), Ok(())));
+        with_bus(&function, |bus| {
+            assert_eq!(bus.read(0, &mut [0; 16]), Ok(()));
+        });
         function.disconnect();
         function.write(Region::Config, 4, &[6]);
-        function.with_kind(|_, bus| {
+        with_bus(&function, |bus| {
             assert_eq!(bus.read(0, &mut [0; 16]), Err(DmaError::NotMapped));
         });
-        assert_eq!(function.kind.resets, 2);
+        assert_eq!(seen.lock().resets, 2);
     }
 
     #[test]
     fn no_bus_master_no_access() {
-        let mut function = function();
+        let (function, _) = function();
         let file = crate::memory::tests::memfd(0x1000);
         function
             .map(crate::memory::tests::request(0, 0x1000, 0), Some(&file))
             .unwrap();
-        function.with_kind(|_, bus| {
+        with_bus(&function, |bus| {
             assert_eq!(bus.write(0, &[1]), Err(DmaError::BusMasterOff));
             assert_eq!(bus.publish_u32(0, 1), Err(DmaError::BusMasterOff));
         });
+    }
+
+    /// Finishes a request as the poller would.
+    fn finish(function: &Function, slot: u32) {
+        let mut ring = crate::sys::Ring::new(1).unwrap();
+        let mut io = Io::new(&mut ring, 0, Instant::now());
+        function.finish(&[(slot, 0)], &mut io);
+    }
+
+    /// Runs `work` on another thread, and says whether it waited for request 7 before it returned.
+    fn waits_for_request_7(
+        function: &Arc<Function>,
+        work: impl FnOnce(&Function) + Send + 'static,
+    ) -> bool {
+        let (done, ended) = std::sync::mpsc::channel();
+        let thread = {
+            let function = Arc::clone(function);
+            std::thread::spawn(move || {
+                work(&function);
+                done.send(()).unwrap();
+            })
+        };
+        // It waits, or it is done; nothing else can happen.
+        let waited = loop {
+            if function.lock().waiting > 0 {
+                break true;
+            }
+            if ended.try_recv().is_ok() {
+                break false;
+            }
+            std::thread::yield_now();
+        };
+        if waited {
+            // Another request ends: that is not enough.
+            finish(function, 3);
+            assert!(ended.try_recv().is_err());
+        }
+        finish(function, 7);
+        thread.join().unwrap();
+        waited
+    }
+
+    #[test]
+    fn whatever_takes_memory_away_waits_for_requests_that_use_it() {
+        let flr = |function: &Function| {
+            function.write(Region::Config, 0x68, &0x8000u16.to_le_bytes());
+        };
+        type Way = (&'static str, bool, Box<dyn FnOnce(&Function) + Send>);
+        let ways: [Way; 7] = [
+            ("unmap of it", true, Box::new(|f| f.unmap(0x2000, 0x1000))),
+            ("its last byte", true, Box::new(|f| f.unmap(0x2fff, 1))),
+            ("below", false, Box::new(|f| f.unmap(0x1000, 0x1000))),
+            ("above", false, Box::new(|f| f.unmap(0x3000, 0x1000))),
+            ("everything", true, Box::new(|f| f.unmap_all())),
+            ("reset", true, Box::new(|f| f.reset())),
+            ("function level reset", true, Box::new(flr)),
+        ];
+        for (name, expected, way) in ways {
+            let (function, seen) = function();
+            seen.lock().in_flight = vec![(3, 0x8000, 0x8fff), (7, 0x2000, 0x2fff)];
+            assert_eq!(waits_for_request_7(&function, way), expected, "{name}");
+            let seen = seen.lock();
+            assert_eq!((seen.cancelled, seen.failed), (0, false));
+        }
+    }
+
+    #[test]
+    fn a_dead_function_answers_as_its_death_says_and_comes_back_fresh() {
+        let (function, seen) = function();
+        function.write(Region::Config, 4, &[6]);
+        function.kill(Some(Death::Cfs));
+        assert!(seen.lock().failed);
+        function.kill(Some(Death::Ones));
+        let mut bytes = [0; 4];
+        function.read(Region::Bar0, 0x1c, &mut bytes);
+        assert_eq!(bytes, [0xff; 4]);
+        function.write(Region::Bar0, 0, &[1]);
+        assert!(seen.lock().writes.is_empty());
+        function.kill(None);
+        assert_eq!(seen.lock().resets, 1);
+        assert!(function.lock().dead().is_none());
+        function.write(Region::Config, 4, &[6]);
+        function.read(Region::Bar0, 0x1c, &mut bytes);
+        assert_eq!(bytes, [0x1c; 4]);
     }
 }

@@ -283,7 +283,40 @@ fn check_namespace(command: &Command) -> Result<(), Status> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Identity, Role};
     use super::*;
+
+    /// The features of a controller.
+    struct Bench(Features, Personality);
+
+    impl Bench {
+        fn new(role: Role) -> Self {
+            let identity = Identity {
+                serial: String::new(),
+                controller_id: 0,
+                subnqn: String::new(),
+                controllers: Vec::new(),
+            };
+            Self(Features::default(), Personality { identity, role })
+        }
+
+        fn administrative() -> Self {
+            Self::new(Role::Administrative)
+        }
+
+        fn io(queues: u16) -> Self {
+            let namespaces = Vec::new();
+            Self::new(Role::Io { namespaces, queues })
+        }
+
+        fn get(&self, command: &Command) -> Result<u32, Status> {
+            self.0.get(&self.1, command)
+        }
+
+        fn set(&mut self, command: &Command) -> Result<u32, Status> {
+            self.0.set(&self.1, command, false)
+        }
+    }
 
     fn command(cdw10: u32, cdw11: u32) -> Command {
         Command {
@@ -295,7 +328,7 @@ mod tests {
 
     #[test]
     fn values_come_back_and_bad_ones_are_refused() {
-        let mut features = Features::default();
+        let mut features = Bench::administrative();
         assert_eq!(features.get(&command(0x04, 0)), Ok(343));
         features.set(&command(0x04, 0x0010_0100)).unwrap();
         assert_eq!(features.get(&command(0x04, 0x0010_0000)), Ok(0x100));
@@ -306,6 +339,7 @@ mod tests {
         assert_eq!(features.get(&command(0x02, 0)), Ok(0x20));
         for bad in [
             command(0x07, 0),           // Number of Queues: no I/O queues
+            command(0x06, 1),           // Volatile Write Cache: no I/O
             command(0x0b, 0x100),       // Namespace Attribute Notices
             command(0x02, 1),           // power state 1
             command(0x04, 0x0001_0000), // temperature sensor 1
@@ -321,19 +355,62 @@ mod tests {
             nsid: 1,
             ..command(0x0b, 0)
         };
-        assert_eq!(features.set(&namespace), Err(Status::INVALID_NAMESPACE));
+        let refused = Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC);
+        assert_eq!(features.set(&namespace), refused);
+    }
+
+    #[test]
+    fn an_io_controller_has_the_features_of_its_queues() {
+        let mut features = Bench::io(16);
+        for (identifier, first, value) in [
+            (0x01, 7, 0x0304_0502), // Arbitration
+            (0x05, 0, 0x0000_1234), // Error Recovery: time limit
+            (0x06, 1, 0),           // Volatile Write Cache
+            (0x08, 0, 0x0000_0a05), // Interrupt Coalescing
+            (0x0a, 0, 1),           // Write Atomicity Normal
+        ] {
+            let get = command(identifier, 0);
+            assert_eq!(features.get(&get), Ok(first), "{identifier:#x}");
+            assert_eq!(features.set(&command(identifier, value)), Ok(0));
+            assert_eq!(features.get(&get), Ok(value), "{identifier:#x}");
+        }
+        assert_eq!(features.get(&command(0x07, 0)), Ok(0x000f_000f));
+        // Asked for more and for less; what there is does not change.
+        for asked in [0x00ff_00ff, 0x0000_0000] {
+            let answer = features.set(&command(0x07, asked));
+            assert_eq!(answer, Ok(0x000f_000f));
+        }
+        // Interrupt Vector Configuration: one vector for each queue, and vector 0.
+        features.set(&command(0x09, 0x0001_0010)).unwrap();
+        assert_eq!(features.get(&command(0x09, 0x10)), Ok(0x0001_0010));
+        assert_eq!(features.get(&command(0x09, 0x0f)), Ok(0x0000_000f));
+        features.set(&command(0x09, 0x10)).unwrap();
+        assert_eq!(features.get(&command(0x09, 0x10)), Ok(0x10));
+        for bad in [
+            command(0x05, 0x0001_0000), // DULBE
+            command(0x07, 0xffff_0000), // 65,536 queues
+            command(0x07, 0x0000_ffff),
+            command(0x09, 0x11), // no such vector
+        ] {
+            assert_eq!(features.set(&bad), Err(Status::INVALID_FIELD), "{bad:?}");
+        }
+        let late = features.0.set(&features.1, &command(0x07, 0), true);
+        assert_eq!(late, Err(Status::COMMAND_SEQUENCE_ERROR));
     }
 
     #[test]
     fn crossing_a_threshold_warns_and_is_an_event_only_when_wanted() {
-        let mut features = Features::default();
-        assert_eq!(features.critical_warning(), 0);
+        let mut features = Bench::administrative();
+        assert_eq!(features.0.critical_warning(), 0);
         features.set(&command(0x04, 300)).unwrap();
         assert_eq!(
-            (features.critical_warning(), features.temperature_event()),
+            (
+                features.0.critical_warning(),
+                features.0.temperature_event()
+            ),
             (2, false)
         );
         features.set(&command(0x0b, 2)).unwrap();
-        assert!(features.temperature_event());
+        assert!(features.0.temperature_event());
     }
 }
