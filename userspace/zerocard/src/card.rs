@@ -11,12 +11,12 @@ mod target;
 use std::sync::Arc;
 
 use anyhow::{bail, Context as _, Result};
-use parking_lot::Mutex;
 
 use crate::control::Limits;
 use crate::faults::{Faults, SharedStage};
 use crate::nvme::admin::{self, Personality, Role};
 use crate::nvme::controller::Controller;
+use crate::nvme::migration::{self, Fleet};
 use crate::nvme::namespace::Namespace;
 use crate::options::{FunctionOptions, NamespaceOptions};
 use crate::pci::config::Identity;
@@ -44,6 +44,8 @@ pub(crate) struct Options<'a> {
     pub(crate) functions: &'a [FunctionOptions],
     /// Where random faults start from.
     pub(crate) seed: u64,
+    /// What memory tracking may cost.
+    pub(crate) limits: Limits,
 }
 
 /// A card.
@@ -51,7 +53,7 @@ pub(crate) struct Card {
     /// The administrative controller, then the others with controller ids from 1.
     slots: Vec<Slot>,
     faults: Faults,
-    limits: Mutex<Limits>,
+    limits: Arc<migration::Limits>,
 }
 
 impl Card {
@@ -68,28 +70,38 @@ impl Card {
         // The command line has at most 64 functions.
         let ids: Vec<u16> = (0..names.len() as u16).collect();
         let mut slots = Vec::new();
-        for (name, controller_id) in names.iter().zip(0u16..) {
-            let io = controller_id.checked_sub(1);
-            let own = io.and_then(|index| options.functions.get(usize::from(index)));
-            let (kind, role) = match own {
-                Some(own) => ("nvme", io_role(own, &namespaces)),
-                None => ("nvme-admin", Role::Administrative),
-            };
+        let managed = names.iter().zip(0u16..).skip(1);
+        for ((name, controller_id), own) in managed.zip(options.functions) {
+            let role = io_role(own, &namespaces);
             let function = function(serial, &ids, controller_id, role, stage(controller_id)?);
-            if let Some(own) = own {
-                function.lock().kind.set_rate(own.rate);
-            }
+            function.lock().kind.set_rate(own.rate);
             slots.push(Slot {
                 name: name.clone(),
-                kind,
+                kind: "nvme",
                 controller_id,
                 function,
             });
         }
+        let limits = Arc::new(migration::Limits::default());
+        limits.set(options.limits);
+        let role = Role::Administrative {
+            fleet: Arc::new(fleet(&slots, &limits)),
+        };
+        let manager = function(serial, &ids, 0, role, stage(0)?);
+        for slot in &slots {
+            slot.function.observe(Arc::clone(&manager.attention));
+        }
+        let administrative = Slot {
+            name: names.into_iter().next().context("no name")?,
+            kind: "nvme-admin",
+            controller_id: 0,
+            function: manager,
+        };
+        slots.insert(0, administrative);
         Ok(Self {
             slots,
             faults,
-            limits: Mutex::default(),
+            limits,
         })
     }
 
@@ -110,6 +122,15 @@ fn names(functions: &[FunctionOptions]) -> Result<Vec<String>> {
         names.push(name);
     }
     Ok(names)
+}
+
+fn fleet(slots: &[Slot], limits: &Arc<migration::Limits>) -> Fleet {
+    let functions = slots.iter();
+    let functions = functions.map(|slot| (slot.controller_id, Arc::clone(&slot.function)));
+    Fleet {
+        functions: functions.collect(),
+        limits: Arc::clone(limits),
+    }
 }
 
 fn io_role(options: &FunctionOptions, namespaces: &[Arc<Namespace>]) -> Role {
@@ -163,7 +184,7 @@ fn function(
     role: Role,
     stage: Arc<SharedStage>,
 ) -> Arc<Function> {
-    let administrative = matches!(role, Role::Administrative);
+    let administrative = matches!(role, Role::Administrative { .. });
     let personality = Personality {
         identity: admin::Identity {
             serial: serial.to_string(),

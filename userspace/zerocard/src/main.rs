@@ -41,6 +41,7 @@ use tracing_subscriber::EnvFilter;
 use card::{Card, Serial, Slot};
 use control::ControlTarget;
 use faults::Rule;
+use nvme::migration::{self, Granules};
 use options::{FunctionOptions, NamespaceOptions};
 use poller::Poller;
 use transport::listener::{DirectoryLock, Listener};
@@ -107,7 +108,7 @@ struct Serve {
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pollers: u16,
     /// How long a poller looks for more work before it sleeps, in microseconds
-    #[arg(long, value_name = "US", default_value_t = 50)]
+    #[arg(long, value_name = "US", default_value_t = 15)]
     spin: u64,
     /// A fault or a delay; the rules are section 9 of docs/interfaces.md, for example
     /// op=read,nth=100,status=2/0x81 or function=nvme1,queue=io,delay=1ms..5ms
@@ -116,6 +117,15 @@ struct Serve {
     /// Where random faults start from: the same seed gives the same faults
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Memory ranges that a host may track over all functions (CMMRTD)
+    #[arg(long, value_name = "N", default_value_t = migration::DEFAULT_RANGES)]
+    max_ranges: u16,
+    /// The same for the NVM subsystem (NMMRTD)
+    #[arg(long, value_name = "N", default_value_t = migration::DEFAULT_RANGES)]
+    max_ranges_subsystem: u16,
+    /// Smallest and largest granule of tracked memory
+    #[arg(long, value_name = "MIN..MAX", default_value = "4K..2M")]
+    granules: Granules,
     /// Print the ready line as JSON
     #[arg(long)]
     json: bool,
@@ -165,11 +175,19 @@ fn serve(arguments: &Serve) -> Result<()> {
         FunctionOptions::default(),
     );
     sys::sigbus::install().context("signal handlers")?;
+    let limits = control::Limits {
+        max_ranges: arguments.max_ranges,
+        max_ranges_subsystem: arguments.max_ranges_subsystem,
+        min_granule: arguments.granules.min,
+        max_granule: arguments.granules.max,
+    };
+    limits.check().map_err(anyhow::Error::msg)?;
     let card = Card::new(&card::Options {
         serial: &arguments.serial,
         namespaces: &arguments.namespaces,
         functions: &options,
         seed: arguments.seed,
+        limits,
     })?;
     for rule in &arguments.faults {
         let added = card.faults().add(rule.clone());

@@ -40,11 +40,11 @@ impl ControlTarget for Card {
     }
 
     fn limits(&self) -> Limits {
-        *self.limits.lock()
+        self.limits.get()
     }
 
     fn set_limits(&self, limits: Limits) -> Result<(), String> {
-        *self.limits.lock() = limits;
+        self.limits.set(limits);
         Ok(())
     }
 

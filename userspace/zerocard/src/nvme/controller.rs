@@ -7,8 +7,13 @@
 //! fetched at all. A queue that guest memory does not back is fatal (CSTS.CFS), as the specification
 //! has it; nothing a guest writes may end the process.
 //!
+//! A suspended controller fetches nothing and posts nothing (`state.rs` saves and loads one). A
+//! Controller Level Reset ends its suspension.
+//!
 //! Admin commands run where the doorbell arrives, I/O commands in the poller. Both hold the lock of
 //! the function.
+
+mod state;
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +32,7 @@ use super::staged::{Staged, Then};
 use crate::control::Rate;
 use crate::faults::{Decision, Fault, Point};
 use crate::memory::DmaError;
-use crate::pci::{Bus, Condition, Kind, Progress};
+use crate::pci::{Bus, Condition, Kind, Migratable, Phase, Progress};
 use crate::poller::Io;
 use crate::throttle::Throttle;
 
@@ -74,7 +79,11 @@ pub(crate) struct Controller {
     limiter: Limiter,
     /// CC.EN was cleared, and the kernel still works on requests: CSTS.RDY stays until it is done.
     resetting: bool,
-    suspended: bool,
+    phase: Phase,
+    /// Suspensions so far; each has a number.
+    suspensions: u64,
+    /// Vectors that were pending on the other side of a migration.
+    interrupts: Vec<u16>,
     warnings: Throttle,
 }
 
@@ -106,7 +115,9 @@ impl Controller {
             staged: Staged::default(),
             limiter: Limiter::default(),
             resetting: false,
-            suspended: false,
+            phase: Phase::Running,
+            suspensions: 0,
+            interrupts: Vec::new(),
             warnings: Throttle::default(),
         }
     }
@@ -231,6 +242,8 @@ impl Controller {
         self.requests.abandon();
         self.staged.clear();
         self.admin.reset();
+        self.phase = Phase::Running;
+        self.interrupts.clear();
         self.resetting = true;
         self.advance_reset();
     }
@@ -288,7 +301,7 @@ impl Controller {
     fn executes(&self, bus: &Bus<'_>) -> bool {
         !self.csts.cfs()
             && !self.resetting
-            && !self.suspended
+            && self.phase.is_running()
             && self.csts.shst() == Csts::SHST_NORMAL
             && bus.master()
     }
@@ -336,7 +349,7 @@ impl Controller {
                 Decision::Before(fault) => self.divert(fault, 0, &command, bus),
             }
         }
-        Ok(worked | self.report())
+        Ok(worked | self.finish_late(bus) | self.report())
     }
 
     fn execute_admin(&mut self, command: &Command, after: Option<Fault>, bus: &mut Bus<'_>) {
@@ -350,9 +363,11 @@ impl Controller {
             queues,
             shadow: &mut self.shadow,
             staged: &mut self.staged,
+            after,
         };
         match self.admin.execute(command, &mut context) {
             Outcome::Held => queues.held(0),
+            Outcome::Later => {}
             Outcome::Done(completion) => {
                 let completion = self.admin.conclude(0, command, completion);
                 if !completion.status.is_success() {
@@ -380,10 +395,18 @@ impl Controller {
                 bus.counters().io.errors.count();
                 self.deliver(queue, command, completion, None, bus);
             }
+            // Never heard of again: nobody waits for it, not even a deletion of its queue.
+            Fault::Drop => self.forget(queue),
             Fault::Disconnect => bus.disconnect(),
             Fault::Die(death) => bus.die(death),
-            // The others come after a command; a dropped one is never heard of again.
+            // The others come after a command.
             _ => {}
+        }
+    }
+
+    fn forget(&mut self, queue: u16) {
+        if let Some(queues) = &mut self.queues {
+            queues.held(queue);
         }
     }
 
@@ -404,7 +427,7 @@ impl Controller {
             }
             match fault {
                 Fault::Status(status) => completion.status = status,
-                Fault::Drop => return,
+                Fault::Drop => return self.forget(queue),
                 Fault::Disconnect => bus.disconnect(),
                 Fault::Die(death) => bus.die(death),
                 Fault::CorruptCompletion(field) => broken = Some(field),
@@ -435,22 +458,54 @@ impl Controller {
         worked
     }
 
-    /// Hands on the completions of held commands whose time has come.
-    fn report(&mut self) -> bool {
+    /// Hands on the completions of admin commands that were under way and are over.
+    fn finish_late(&mut self, bus: &mut Bus<'_>) -> bool {
         let mut any = false;
-        if let Some(queues) = &mut self.queues {
-            while let Some(completion) = self.admin.next_completion(queues) {
-                queues.complete_held(0, completion);
-                any = true;
-            }
+        while let Some(queues) = &mut self.queues {
+            let Some(late) = self.admin.next_late(queues) else {
+                break;
+            };
+            let completion = self.admin.conclude(0, &late.command, late.completion);
+            self.deliver(0, &late.command, completion, late.after, bus);
+            any = true;
         }
         any
+    }
+
+    /// Hands on events, as far as they have a place.
+    fn report(&mut self) -> bool {
+        let mut any = false;
+        while let Some(queues) = &mut self.queues {
+            if queues.completion(0).is_none_or(|queue| queue.room() == 0) {
+                break;
+            }
+            let Some(completion) = self.admin.next_event() else {
+                break;
+            };
+            queues.complete_held(0, completion);
+            any = true;
+        }
+        any
+    }
+
+    /// Completes a suspension when everything that was fetched has completed. What has no place in
+    /// its completion queue stays with the controller, and travels with its state.
+    fn settle(&mut self, bus: &mut Bus<'_>) -> bool {
+        let Phase::Suspending(number) = self.phase else {
+            return false;
+        };
+        let mut worked = self.finish_late(bus);
+        worked |= self.post(bus);
+        if self.staged.is_empty() && self.requests.in_kernel() == 0 && self.admin.is_settled() {
+            self.phase = Phase::Suspended(number);
+        }
+        worked
     }
 
     /// Posts all completions that have a place, and interrupts once for each queue.
     fn post(&mut self, bus: &mut Bus<'_>) -> bool {
         // What was fetched before a suspend still completes; a dead controller says nothing.
-        if self.csts.cfs() || !bus.master() {
+        if self.csts.cfs() || !bus.master() || self.phase.quiet().is_some() {
             return false;
         }
         let mut any = false;
@@ -652,7 +707,6 @@ impl Kind for Controller {
         self.aqa = Aqa::default();
         self.asq = 0;
         self.acq = 0;
-        self.suspended = false;
     }
 
     fn poll(&mut self, bus: &mut Bus<'_>, io: &mut Io<'_>) -> Progress {
@@ -667,11 +721,12 @@ impl Kind for Controller {
             worked |= self.check(admin);
             let fetched = self.fetch(bus, io);
             worked |= self.check(fetched);
-            worked |= self.report();
+            worked |= self.finish_late(bus) | self.report();
             let limited = self.limited_until(io.now());
             deadline = deadline.into_iter().chain(limited).min();
         }
         worked |= self.post(bus);
+        worked |= self.settle(bus);
         if worked {
             bus.counters().io.polls.count();
         }
@@ -731,6 +786,14 @@ impl Kind for Controller {
         }
     }
 
+    fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    fn migratable(&mut self) -> Option<&mut dyn Migratable> {
+        Some(self)
+    }
+
     fn fail(&mut self) {
         self.csts = self.csts.with_cfs(true);
     }
@@ -738,7 +801,7 @@ impl Kind for Controller {
     fn status(&self) -> Condition {
         Condition {
             ready: self.csts.rdy(),
-            suspended: self.suspended,
+            suspended: !self.phase.is_running(),
             stalled: self.staged.stalled(),
             rate: self.limiter.rate(),
         }

@@ -9,6 +9,7 @@ pub(crate) mod admin;
 pub(crate) mod controller;
 pub(crate) mod data_pointer;
 mod io;
+pub(crate) mod migration;
 pub(crate) mod namespace;
 mod queues;
 mod rate;

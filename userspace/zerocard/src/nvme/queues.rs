@@ -282,9 +282,9 @@ impl CompletionQueue {
         self.ready.push((completion, broken));
     }
 
-    /// Forgets completions that were not posted.
-    pub(super) fn clear(&mut self) {
-        self.ready.clear();
+    /// What waits for [`CompletionQueue::post`].
+    pub(super) fn ready(&self) -> impl Iterator<Item = Completion> + '_ {
+        self.ready.iter().map(|(completion, _)| *completion)
     }
 
     /// Posts what is ready and has a place. Says how many there were.
@@ -342,12 +342,18 @@ pub(super) struct Queues {
 impl Queues {
     /// The admin queue pair alone, and room for `io_queues` more pairs.
     pub(super) fn new(admin: (SubmissionQueue, CompletionQueue), io_queues: u16) -> Self {
+        let mut queues = Self::without_admin(io_queues);
+        queues.submission[0] = Some(admin.0);
+        queues.completion[0] = Some(admin.1);
+        queues
+    }
+
+    /// Room for the admin queue pair and `io_queues` more.
+    pub(super) fn without_admin(io_queues: u16) -> Self {
         let mut queues = Self::default();
         let count = usize::from(io_queues) + 1;
         queues.submission.resize(count, None);
         queues.completion.resize(count, None);
-        queues.submission[0] = Some(admin.0);
-        queues.completion[0] = Some(admin.1);
         queues
     }
 

@@ -19,11 +19,12 @@
 //! finishes requests, notifies it.
 
 pub(crate) mod config;
+mod migratable;
 pub(crate) mod msix;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -36,6 +37,7 @@ use crate::memory::{DmaError, GuestMemory, MapRequest};
 use crate::poller::Io;
 use crate::transport::device::{Closer, Device, Region, VectorAction};
 use config::{ConfigSpace, Identity, MSIX_PENDING, MSIX_TABLE};
+pub(crate) use migratable::{Migratable, Parts, Phase, Refused};
 use msix::Msix;
 
 /// How long requests that the kernel works on may hold up an unmap or a reset before they are
@@ -89,6 +91,16 @@ pub(crate) trait Kind: Send {
 
     /// The device has failed for good: it says so and does nothing any more until it is reset.
     fn fail(&mut self);
+
+    /// Where it stands in a migration.
+    fn phase(&self) -> Phase {
+        Phase::Running
+    }
+
+    /// What can migrate it, if anything can.
+    fn migratable(&mut self) -> Option<&mut dyn Migratable> {
+        None
+    }
 }
 
 /// How a kind is.
@@ -172,6 +184,11 @@ impl Bus<'_> {
         self.msix.raise(vector);
     }
 
+    /// Whether a message waits until its vector is unmasked.
+    pub(crate) fn is_pending(&self, vector: u16) -> bool {
+        self.msix.is_pending(vector)
+    }
+
     /// The function's counters.
     pub(crate) fn counters(&self) -> &Counters {
         self.counters
@@ -215,6 +232,8 @@ pub(crate) struct Function {
     /// What it did so far.
     pub(crate) counters: Counters,
     stage: Arc<SharedStage>,
+    /// Who has to know when the [`Phase`] of the kind has changed.
+    observer: OnceLock<Arc<Attention>>,
 }
 
 /// Everything that the lock of a function guards.
@@ -231,6 +250,8 @@ pub(crate) struct State {
     dead: Option<Death>,
     /// Closes the client's connection.
     closer: Option<Closer>,
+    /// The phase that the observer knows.
+    told: Phase,
 }
 
 impl State {
@@ -274,11 +295,13 @@ impl Function {
                 cancel: false,
                 dead: None,
                 closer: None,
+                told: Phase::Running,
             }),
             quiet: Condvar::new(),
             attention: Arc::default(),
             counters: Counters::default(),
             stage,
+            observer: OnceLock::new(),
         }
     }
 
@@ -305,7 +328,23 @@ impl Function {
         if asked.disconnect {
             state.disconnect();
         }
+        self.tell(state);
         result
+    }
+
+    /// From now on, `observer` is called when the phase of the kind has changed.
+    pub(crate) fn observe(&self, observer: Arc<Attention>) {
+        // A function has one manager for its life; a second call changes nothing.
+        let _ = self.observer.set(observer);
+    }
+
+    fn tell(&self, state: &mut State) {
+        let phase = state.kind.phase();
+        if std::mem::replace(&mut state.told, phase) != phase {
+            if let Some(observer) = self.observer.get() {
+                observer.call();
+            }
+        }
     }
 
     /// Kills the function, or brings it back as it is after a reset.
@@ -410,6 +449,7 @@ impl Function {
     fn reset_now(&self, state: &mut MutexGuard<'_, State>) {
         self.counters.connection.resets.count();
         state.kind.reset();
+        self.tell(state);
         self.drain(state, None);
         state.msix.reset();
         state.config.reset();

@@ -110,6 +110,12 @@ impl Msix {
         self.deliver(usize::from(index));
     }
 
+    /// Whether an event waits until nothing is in its way.
+    pub(crate) fn is_pending(&self, index: u16) -> bool {
+        let vector = self.vectors.get(usize::from(index));
+        vector.is_some_and(|vector| vector.pending)
+    }
+
     /// Signals the eventfd whatever the masks say: the client asked for it.
     pub(crate) fn trigger(&mut self, index: u16) {
         if let Some(vector) = self.vectors.get(usize::from(index)) {

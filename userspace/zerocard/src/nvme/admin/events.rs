@@ -12,6 +12,9 @@ use zeroshift_nvme::command::log;
 use zeroshift_nvme::completion::Completion;
 use zeroshift_nvme::status::Status;
 
+use crate::nvme::migration::state::{self, Events as Image};
+use crate::pci::Refused;
+
 /// Asynchronous Event Request Limit, 0's based.
 pub(super) const LIMIT: u8 = 3;
 
@@ -43,6 +46,24 @@ impl Event {
         }
     }
 
+    fn save(self) -> state::Event {
+        [self.kind, self.information, self.log_page]
+    }
+
+    fn restore([kind, information, log_page]: state::Event) -> Option<Self> {
+        let event = Self {
+            kind,
+            information,
+            log_page,
+        };
+        let known = [
+            Self::INVALID_DOORBELL_REGISTER,
+            Self::INVALID_DOORBELL_VALUE,
+            Self::TEMPERATURE_THRESHOLD,
+        ];
+        known.contains(&event).then_some(event)
+    }
+
     fn dword(self) -> u32 {
         u32::from(self.kind) | u32::from(self.information) << 8 | u32::from(self.log_page) << 16
     }
@@ -68,6 +89,40 @@ impl Events {
         }
         self.requests.push_back(cid);
         Ok(())
+    }
+
+    /// All of it, for a controller state.
+    pub(super) fn save(&self) -> Image {
+        Image {
+            requests: self.requests.iter().copied().collect(),
+            pending: self.pending.iter().map(|event| event.save()).collect(),
+            reported: self.reported.iter().map(|event| event.save()).collect(),
+        }
+    }
+
+    /// What a controller state has, if it can have come about.
+    pub(super) fn restore(image: &Image) -> Result<Self, Refused> {
+        let mut events = Self::default();
+        for &cid in &image.requests {
+            events
+                .hold(cid)
+                .map_err(|_| Refused::new("event requests that cannot all be outstanding"))?;
+        }
+        let known = |list: &[state::Event]| -> Option<Vec<Event>> {
+            let mut known = Vec::new();
+            for event in list {
+                let event = Event::restore(*event)?;
+                if known.contains(&event) {
+                    return None;
+                }
+                known.push(event);
+            }
+            Some(known)
+        };
+        let unknown = || Refused::new("an event that does not exist, or twice");
+        events.pending = known(&image.pending).ok_or_else(unknown)?.into();
+        events.reported = known(&image.reported).ok_or_else(unknown)?;
+        Ok(events)
     }
 
     /// Whether a request with this command identifier is held.

@@ -10,6 +10,8 @@ use zeroshift_nvme::feature::{self as feature_value, NumberOfQueues};
 use zeroshift_nvme::status::Status;
 
 use super::Personality;
+use crate::nvme::migration::state::Features as Image;
+use crate::pci::Refused;
 
 /// Feature identifiers that every controller has.
 const COMMON: [u8; 4] = [
@@ -117,6 +119,43 @@ impl Features {
     /// Host Identifier; a short one fills the lower half.
     pub(super) fn set_host_identifier(&mut self, identifier: [u8; 16]) {
         self.host_identifier = identifier;
+    }
+
+    /// The values, for a controller state.
+    pub(super) fn save(&self) -> Image {
+        Image {
+            workload_hint: self.workload_hint,
+            write_cache: self.write_cache,
+            write_atomicity: self.write_atomicity,
+            over: self.over,
+            under: self.under,
+            error_recovery: self.error_recovery,
+            events: self.events,
+            arbitration: self.arbitration,
+            coalescing: self.coalescing,
+            host_identifier: self.host_identifier,
+            uncoalesced: self.uncoalesced,
+        }
+    }
+
+    /// The values of a controller state, if Set Features takes them.
+    pub(super) fn restore(image: &Image) -> Result<Self, Refused> {
+        if image.workload_hint > 7 || image.events & !EVENTS != 0 {
+            return Err(Refused::new("a feature has a value that does not exist"));
+        }
+        Ok(Self {
+            workload_hint: image.workload_hint,
+            over: image.over,
+            under: image.under,
+            events: image.events,
+            arbitration: image.arbitration,
+            error_recovery: image.error_recovery,
+            write_cache: image.write_cache,
+            coalescing: image.coalescing,
+            uncoalesced: image.uncoalesced,
+            write_atomicity: image.write_atomicity,
+            host_identifier: image.host_identifier,
+        })
     }
 
     /// Get Features: dword 0 of the completion.

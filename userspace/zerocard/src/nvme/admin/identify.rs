@@ -12,15 +12,21 @@ use zeroshift_nvme::namespace::{self, IdentifyNamespaceMut, IndependentNamespace
 use zeroshift_nvme::status::Status;
 
 use super::features::{CRITICAL_TEMPERATURE, WARNING_TEMPERATURE};
-use super::{events, log_page, Context, Personality, MDTS};
+use super::{events, log_page, Context, Personality, Role, MDTS};
 use crate::nvme::controller::VERSION;
 use crate::nvme::data_pointer::SGLS;
+use crate::nvme::migration;
 use crate::nvme::namespace::Namespace;
 use crate::pci::config::VENDOR;
 
-const MODEL: &str = "Zeroshift zerocard";
+/// Model number.
+pub(crate) const MODEL: &str = "Zeroshift zerocard";
 /// Abort Command Limit, 0's based; an Abort completes at once, so any limit holds.
 const ABORT_LIMIT: u8 = 3;
+/// SQES: 64 bytes.
+pub(crate) const SUBMISSION_ENTRY_SIZES: u8 = 0x66;
+/// CQES: 16 bytes.
+pub(crate) const COMPLETION_ENTRY_SIZES: u8 = 0x44;
 /// FRMW: one firmware slot, read-only.
 const FIRMWARE_UPDATES: u8 = 1 << 1 | 1;
 /// Maximum power of power state 0, in centiwatts.
@@ -94,6 +100,9 @@ pub(super) fn run(
             let first = (command.cdw10 >> 16) as u16;
             let controllers = personality.identity.controllers.iter().copied();
             list::encode_controllers(&mut page, controllers.filter(|id| *id >= first));
+        }
+        cns::CONTROLLER_STATE_FORMATS if personality.is_administrative() => {
+            migration::describe_formats(&mut page);
         }
         // No secondary controllers: the card is no SR-IOV device.
         cns::SECONDARY_CONTROLLERS => {}
@@ -186,11 +195,18 @@ fn controller(personality: &Personality, page: &mut [u8; SIZE]) {
         .set_elpe(log_page::ERROR_ENTRIES - 1)
         .set_wctemp(WARNING_TEMPERATURE)
         .set_cctemp(CRITICAL_TEMPERATURE)
-        .set_sqes(0x66)
-        .set_cqes(0x44)
+        .set_sqes(SUBMISSION_ENTRY_SIZES)
+        .set_cqes(COMPLETION_ENTRY_SIZES)
         .set_subnqn(&identity.subnqn);
-    if personality.is_administrative() {
-        view.set_cntrltype(identify::CNTRLTYPE_ADMINISTRATIVE);
+    if let Role::Administrative { fleet } = &personality.role {
+        let limits = fleet.limits.get();
+        view.set_cntrltype(identify::CNTRLTYPE_ADMINISTRATIVE)
+            .set_oacs(identify::OACS_HMLMS)
+            .set_cmmrtd(limits.max_ranges)
+            .set_nmmrtd(limits.max_ranges_subsystem)
+            .set_minmrtg(limits.min_granule)
+            .set_maxmrtg(limits.max_granule)
+            .set_trattr(identify::TRATTR_THMCS);
     } else {
         let highest = personality.namespaces().last();
         view.set_cntrltype(identify::CNTRLTYPE_IO)

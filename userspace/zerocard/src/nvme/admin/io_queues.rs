@@ -7,10 +7,9 @@
 //! until then its Delete command is held.
 
 use zeroshift_nvme::command::Command;
-use zeroshift_nvme::completion::Completion;
 use zeroshift_nvme::status::Status;
 
-use super::{Admin, Answer, Context};
+use super::{Admin, Answer, Context, Late};
 use crate::nvme::controller::{completion_for, MAX_QUEUE_ENTRIES};
 use crate::nvme::queues::{CompletionQueue, Queues, SubmissionQueue};
 use crate::nvme::shadow::Shadow;
@@ -113,19 +112,32 @@ impl Admin {
             Some(queue) if id != 0 && !queue.deleted => queue.deleted = true,
             _ => return Err(Status::INVALID_QUEUE_IDENTIFIER),
         }
+        // What a fault holds ends with its queue; what the kernel has is waited for.
+        while let Some(held) = context.staged.take(id) {
+            let ended = Completion {
+                status: Status::ABORTED_SQ_DELETION,
+                ..completion_for(&held.command)
+            };
+            let ended = self.conclude(id, &held.command, ended);
+            context.queues.complete(id, ended, None);
+        }
         self.deletions.push(*command);
         Ok(Answer::Later)
     }
 
     /// The completion of a deletion whose queue has completed its last command.
-    pub(super) fn next_deletion(&mut self, queues: &mut Queues) -> Option<Completion> {
+    pub(super) fn next_deletion(&mut self, queues: &mut Queues) -> Option<Late> {
         let at = self.deletions.iter().position(|command| {
             let queue = queues.submission(command.cdw10 as u16);
             queue.is_none_or(|queue| queue.outstanding == 0)
         })?;
         let command = self.deletions.remove(at);
         queues.submission[usize::from(command.cdw10 as u16)] = None;
-        Some(completion_for(&command))
+        Some(Late {
+            command,
+            completion: completion_for(&command),
+            after: None,
+        })
     }
 
     /// Doorbell Buffer Config.

@@ -16,6 +16,8 @@ use super::features::{self, TEMPERATURE};
 use super::{identify, Admin, Context, MAX_TRANSFER};
 use crate::counters::Counters;
 use crate::nvme::io;
+use crate::nvme::migration::state::{self, ERROR_ENTRY};
+use crate::pci::Refused;
 
 /// Entries of the Error Information log page.
 pub(super) const ERROR_ENTRIES: u8 = 16;
@@ -148,7 +150,7 @@ fn firmware_slots() -> Vec<u8> {
 pub(super) struct ErrorLog {
     /// Errors since power-on.
     count: u64,
-    entries: VecDeque<[u8; 64]>,
+    entries: VecDeque<[u8; ERROR_ENTRY]>,
 }
 
 impl ErrorLog {
@@ -168,8 +170,8 @@ impl ErrorLog {
     }
 
     fn add(&mut self, queue: u16, cid: u16, status: Status, nsid: u32, lba: u64) {
-        self.count += 1;
-        let mut entry = [0; 64];
+        self.count = self.count.wrapping_add(1);
+        let mut entry = [0; ERROR_ENTRY];
         entry[0..8].copy_from_slice(&self.count.to_le_bytes());
         entry[8..10].copy_from_slice(&queue.to_le_bytes());
         entry[10..12].copy_from_slice(&cid.to_le_bytes());
@@ -181,6 +183,25 @@ impl ErrorLog {
         entry[24..28].copy_from_slice(&nsid.to_le_bytes());
         self.entries.push_front(entry);
         self.entries.truncate(usize::from(ERROR_ENTRIES));
+    }
+
+    /// All of it, for a controller state.
+    pub(super) fn save(&self) -> state::ErrorLog {
+        state::ErrorLog {
+            count: self.count,
+            entries: self.entries.iter().copied().collect(),
+        }
+    }
+
+    /// The log of a controller state.
+    pub(super) fn restore(image: &state::ErrorLog) -> Result<Self, Refused> {
+        if image.entries.len() > usize::from(ERROR_ENTRIES) {
+            return Err(Refused::new("more errors than the log has entries"));
+        }
+        Ok(Self {
+            count: image.count,
+            entries: image.entries.iter().copied().collect(),
+        })
     }
 
     /// Forgets the entries; counting goes on.

@@ -13,7 +13,6 @@ mod identify;
 mod io_queues;
 mod log_page;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use zeroshift_nvme::command::{admin, feature, Command};
@@ -22,16 +21,18 @@ use zeroshift_nvme::status::Status;
 
 use super::controller::completion_for;
 use super::data_pointer::{self, Rules};
+use super::migration::{self, state, Fleet, Late, Migration};
 use super::namespace::Namespace;
 use super::queues::Queues;
 use super::shadow::Shadow;
 use super::staged::Staged;
-use crate::pci::Bus;
+use crate::faults::Fault;
+use crate::pci::{Bus, Refused};
 use events::{Event, Events};
 use features::Features;
 use log_page::ErrorLog;
 
-pub(crate) use identify::Identity;
+pub(crate) use identify::{Identity, COMPLETION_ENTRY_SIZES, MODEL, SUBMISSION_ENTRY_SIZES};
 
 /// Opcodes that every controller has.
 const COMMON: [u8; 6] = [
@@ -68,7 +69,10 @@ pub(crate) struct Personality {
 /// The two types of controllers.
 pub(crate) enum Role {
     /// Manages the card and does no I/O.
-    Administrative,
+    Administrative {
+        /// The functions that it manages.
+        fleet: Arc<Fleet>,
+    },
     /// Does I/O.
     Io {
         /// Attached namespaces, in ascending order of their identifiers.
@@ -81,13 +85,13 @@ pub(crate) enum Role {
 impl Personality {
     /// Whether this is the administrative controller.
     pub(crate) fn is_administrative(&self) -> bool {
-        matches!(self.role, Role::Administrative)
+        matches!(self.role, Role::Administrative { .. })
     }
 
     /// Attached namespaces.
     pub(crate) fn namespaces(&self) -> &[Arc<Namespace>] {
         match &self.role {
-            Role::Administrative => &[],
+            Role::Administrative { .. } => &[],
             Role::Io { namespaces, .. } => namespaces,
         }
     }
@@ -95,14 +99,18 @@ impl Personality {
     /// I/O queue pairs that the controller offers.
     pub(crate) fn io_queues(&self) -> u16 {
         match self.role {
-            Role::Administrative => 0,
+            Role::Administrative { .. } => 0,
             Role::Io { queues, .. } => queues,
         }
     }
 
     /// Opcodes of the admin commands that exist.
     fn commands(&self) -> impl Iterator<Item = u8> {
-        let more: &[u8] = if self.is_administrative() { &[] } else { &IO };
+        let more: &[u8] = if self.is_administrative() {
+            &migration::COMMANDS
+        } else {
+            &IO
+        };
         COMMON.iter().chain(more).copied()
     }
 }
@@ -119,6 +127,8 @@ pub(super) struct Context<'a, 'b> {
     pub(super) shadow: &'a mut Option<Shadow>,
     /// Commands that faults hold.
     pub(super) staged: &'a mut Staged,
+    /// The fault that waits for the end of the command.
+    pub(super) after: Option<Fault>,
 }
 
 impl Context<'_, '_> {
@@ -132,12 +142,12 @@ impl Context<'_, '_> {
     }
 
     /// Sends data to where the command wants it.
-    fn send(&self, command: &Command, data: &[u8]) -> Result<(), Status> {
+    pub(super) fn send(&self, command: &Command, data: &[u8]) -> Result<(), Status> {
         data_pointer::write(command, self.rules(true), data, self.bus)
     }
 
     /// Fills `data` from where the command has it.
-    fn receive(&self, command: &Command, data: &mut [u8]) -> Result<(), Status> {
+    pub(super) fn receive(&self, command: &Command, data: &mut [u8]) -> Result<(), Status> {
         data_pointer::read(command, self.rules(false), data, self.bus)
     }
 }
@@ -145,18 +155,22 @@ impl Context<'_, '_> {
 /// What became of a command.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// It is kept and completes later.
+    /// It is kept until something happens that may never happen.
     Held,
+    /// It is under way and completes later; its completion keeps its place.
+    Later,
     /// It is complete.
     Done(Completion),
 }
 
-/// What became of a command that succeeded so far.
-enum Answer {
+/// What became of a command.
+pub(super) enum Answer {
     /// Complete, with dword 0 of the completion.
     Now(u32),
     /// To be completed later.
     Later,
+    /// An error that says more than its status.
+    Refused { status: Status, dw0: u32, dw1: u32 },
 }
 
 /// State behind the admin commands.
@@ -165,20 +179,31 @@ pub(super) struct Admin {
     features: Features,
     events: Events,
     errors: ErrorLog,
-    /// Completions of commands that were held.
-    ready: VecDeque<Completion>,
+    /// Only on the administrative controller.
+    migration: Option<Migration>,
     /// Delete I/O Submission Queue commands that wait for the queue's last command.
     deletions: Vec<Command>,
 }
 
+/// What [`Admin`] takes over from a controller state.
+pub(super) struct Prepared {
+    features: Features,
+    events: Events,
+    errors: ErrorLog,
+}
+
 impl Admin {
     pub(super) fn new(personality: Personality) -> Self {
+        let migration = match &personality.role {
+            Role::Administrative { fleet } => Some(Migration::new(Arc::clone(fleet))),
+            Role::Io { .. } => None,
+        };
         Self {
             personality,
             features: Features::default(),
             events: Events::default(),
             errors: ErrorLog::default(),
-            ready: VecDeque::new(),
+            migration,
             deletions: Vec::new(),
         }
     }
@@ -200,18 +225,51 @@ impl Admin {
         self.features = Features::default();
         self.events = Events::default();
         self.errors.clear();
-        self.ready.clear();
         self.deletions.clear();
+        if let Some(migration) = &mut self.migration {
+            migration.reset();
+        }
     }
 
-    /// The next completion of a command that was held.
-    pub(super) fn next_completion(&mut self, queues: &mut Queues) -> Option<Completion> {
-        if let Some(completion) = self.ready.pop_front() {
-            return Some(completion);
-        }
-        if let Some(completion) = self.next_deletion(queues) {
-            return Some(completion);
-        }
+    /// Whether nothing is under way that [`Admin::next_late`] would complete.
+    pub(super) fn is_settled(&self) -> bool {
+        self.deletions.is_empty()
+    }
+
+    /// What goes into a controller state.
+    pub(super) fn save(&self) -> (state::Features, state::Events, state::ErrorLog) {
+        let (features, events) = (self.features.save(), self.events.save());
+        (features, events, self.errors.save())
+    }
+
+    /// Checks what a controller state has, and gives what takes it over.
+    pub(super) fn prepare(
+        features: &state::Features,
+        events: &state::Events,
+        errors: &state::ErrorLog,
+    ) -> Result<Prepared, Refused> {
+        Ok(Prepared {
+            features: Features::restore(features)?,
+            events: Events::restore(events)?,
+            errors: ErrorLog::restore(errors)?,
+        })
+    }
+
+    /// Takes over what was checked.
+    pub(super) fn restore(&mut self, prepared: Prepared) {
+        self.features = prepared.features;
+        self.events = prepared.events;
+        self.errors = prepared.errors;
+    }
+
+    /// The next command that was under way and is over.
+    pub(super) fn next_late(&mut self, queues: &mut Queues) -> Option<Late> {
+        let suspended = self.migration.as_mut().and_then(Migration::next_suspend);
+        suspended.or_else(|| self.next_deletion(queues))
+    }
+
+    /// The completion of a request that was held for an event.
+    pub(super) fn next_event(&mut self) -> Option<Completion> {
         self.events.report()
     }
 
@@ -257,7 +315,13 @@ impl Admin {
         }
         match self.dispatch(command, context) {
             Ok(Answer::Now(dw0)) => done(command, Status::SUCCESS, dw0),
-            Ok(Answer::Later) => Outcome::Held,
+            Ok(Answer::Later) => Outcome::Later,
+            Ok(Answer::Refused { status, dw0, dw1 }) => Outcome::Done(Completion {
+                dw0,
+                dw1,
+                status: final_status(status),
+                ..completion_for(command)
+            }),
             Err(status) => done(command, status, 0),
         }
     }
@@ -276,7 +340,9 @@ impl Admin {
             return Err(Status::INVALID_COMMAND_OPCODE);
         }
         check_common(command)?;
-        if self.events.holds(command.cid) {
+        let migration = self.migration.as_ref();
+        let kept = migration.is_some_and(|migration| migration.holds(command.cid));
+        if kept || self.events.holds(command.cid) {
             return Err(Status::COMMAND_ID_CONFLICT);
         }
         let dw0 = match command.opcode {
@@ -292,7 +358,12 @@ impl Admin {
             admin::DOORBELL_BUFFER_CONFIG => {
                 Self::doorbell_buffer_config(command, context).map(|()| 0)
             }
-            _ => Err(Status::INVALID_COMMAND_OPCODE),
+            _ => {
+                return match &mut self.migration {
+                    Some(migration) => migration.run(command, context),
+                    None => Err(Status::INVALID_COMMAND_OPCODE),
+                }
+            }
         };
         dw0.map(Answer::Now)
     }
@@ -335,8 +406,8 @@ impl Admin {
         Ok(dw0)
     }
 
-    /// Abort. What can be aborted is an Asynchronous Event Request, and a command that a fault holds;
-    /// all others are complete, or in the kernel's hands and left alone. Bit 0 of the answer says
+    /// Abort. What can be aborted is an Asynchronous Event Request, a Suspend whose target is not quiet
+    /// yet, and a command that a fault holds; all others are complete, or in the kernel's hands and left alone. Bit 0 of the answer says
     /// "not aborted".
     fn abort(&mut self, command: &Command, context: &mut Context<'_, '_>) -> Result<u32, Status> {
         let queue = command.cdw10 as u16;
@@ -355,10 +426,18 @@ impl Admin {
             context.queues.complete(queue, completion, None);
             return Ok(0);
         }
-        if queue != 0 || !self.events.release(cid) {
+        if queue != 0 {
             return Ok(1);
         }
-        self.ready.push_back(aborted);
+        let migration = self.migration.as_mut();
+        if let Some(suspend) = migration.and_then(|migration| migration.abort(cid)) {
+            let completion = self.conclude(queue, &suspend, aborted);
+            context.queues.complete(queue, completion, None);
+        } else if self.events.release(cid) {
+            context.queues.complete_held(queue, aborted);
+        } else {
+            return Ok(1);
+        }
         Ok(0)
     }
 }
@@ -381,7 +460,7 @@ fn done(command: &Command, status: Status, dw0: u32) -> Outcome {
 
 /// A status as it goes out: with Do Not Retry where the same command would fail again.
 pub(super) fn final_status(status: Status) -> Status {
-    const PASSING: [Status; 7] = [
+    const PASSING: [Status; 10] = [
         Status::DATA_TRANSFER_ERROR,
         Status::INTERNAL_ERROR,
         Status::ABORT_REQUESTED,
@@ -389,6 +468,9 @@ pub(super) fn final_status(status: Status) -> Status {
         Status::COMMAND_INTERRUPTED,
         Status::UNRECOVERED_READ_ERROR,
         Status::WRITE_FAULT,
+        Status::CONTROLLER_SUSPENDED,
+        Status::CONTROLLER_NOT_SUSPENDED,
+        Status::NOT_ENOUGH_RESOURCES,
     ];
     if status.is_success() || PASSING.iter().any(|passing| status.is(*passing)) {
         status
