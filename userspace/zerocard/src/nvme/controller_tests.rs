@@ -40,7 +40,9 @@ impl Rig {
                 subnqn: "nqn.2014-08.org.nvmexpress:test".into(),
                 controllers: vec![7],
             },
-            role: Role::Administrative,
+            role: Role::Administrative {
+                fleet: std::sync::Arc::default(),
+            },
         });
         Self {
             bench,
@@ -258,8 +260,8 @@ fn identify_controller_says_what_it_is() {
     assert_eq!(page[111], 3, "CNTRLTYPE: administrative");
     assert_eq!(
         page[256..258],
-        [0, 0],
-        "OACS: nothing optional, no live migration yet"
+        [0, 8],
+        "OACS: Host Managed Live Migration and nothing else"
     );
     assert_eq!(page[512..514], [0x66, 0x44]);
     assert_eq!(page[516..520], [0; 4], "NN");
@@ -303,11 +305,13 @@ fn commands_end_with_the_status_that_fits() {
         (command(0x06, 0x01), 0x000),
         (command(0x06, 0x02), 0x000),
         (command(0x06, 0x00), 0x00b),
-        (command(0x06, 0x20), 0x002), // controller state formats: with live migration
+        (command(0x06, 0x20), 0x000), // controller state formats
         (command(0x01, 0), 0x001),    // Create I/O Submission Queue
         (command(0x18, 0), 0x001),    // Keep Alive: KAS is 0
-        (command(0x3d, 0), 0x001),    // Track Send
-        (command(0x41, 0), 0x001),    // Migration Send
+        (command(0x3d, 0), 0x137),    // Track Send for user data: no such queue
+        (command(0x41, 0), 0x11f),    // Migration Send: no such controller
+        (command(0x45, 0), 0x001),    // Controller Data Queue: TRATTR.TUDCS is 0
+        (command(0x09, 0x21), 0x002), // and neither is its feature
         (command(0x7c, 0), 0x001),    // Doorbell Buffer Config
         (command(0xff, 0), 0x001),
         (psdt, 0x002),

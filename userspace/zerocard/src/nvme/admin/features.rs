@@ -340,7 +340,9 @@ mod tests {
         }
 
         fn administrative() -> Self {
-            Self::new(Role::Administrative)
+            Self::new(Role::Administrative {
+                fleet: std::sync::Arc::default(),
+            })
         }
 
         fn io(queues: u16) -> Self {
