@@ -61,10 +61,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Run the benches of a group.
+    /// Run the benches of a group. Exits 2 when a figure cannot be measured.
     Bench {
         /// The group; all of them when not given.
         group: Option<String>,
+        /// Print one JSON object per line on standard output: the machine, then each figure.
+        #[arg(long)]
+        json: bool,
     },
     /// Say what this machine can do, what is missing, and the command that mends it.
     Doctor {
@@ -116,7 +119,9 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             list,
         } => return test::run(&Session::new(cache)?, &level, filter.as_deref(), list),
         Command::Demo { json } => return demo::run(&Session::new(cache)?, json),
-        Command::Bench { group } => return bench::run(group.as_deref()),
+        Command::Bench { group, json } => {
+            return bench::run(&Session::new(cache)?, group.as_deref(), json)
+        }
         Command::Doctor { .. } => {}
         Command::Lint => lint::run(&Session::new(cache)?)?,
         Command::Clean => cache.clean()?,

@@ -53,6 +53,8 @@ pub(crate) fn build(session: &Session) -> Result<Programs> {
         "--package",
         "zerocard",
         "--package",
+        "card-bench",
+        "--package",
         "zeroshift-tests",
     ]);
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");

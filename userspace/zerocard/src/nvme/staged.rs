@@ -75,6 +75,12 @@ impl Staged {
         Some(self.0.remove(at))
     }
 
+    /// Takes out a command of a queue.
+    pub(super) fn take(&mut self, queue: u16) -> Option<Held> {
+        let at = self.0.iter().position(|held| held.queue == queue)?;
+        Some(self.0.remove(at))
+    }
+
     /// Lets stalled commands go on now. Says how many there were.
     pub(super) fn release(&mut self, now: Instant) -> u64 {
         let stalled = self.0.iter_mut().filter(|held| held.due.is_none());

@@ -7,6 +7,7 @@
 //! until then its Delete command is held.
 
 use zeroshift_nvme::command::Command;
+use zeroshift_nvme::completion::Completion;
 use zeroshift_nvme::status::Status;
 
 use super::{Admin, Answer, Context, Late};
