@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Bench group `card`: zerocard against raw io_uring, and against itself.
+//!
+//! Starts a card, drives it as a guest's driver would, over its socket and shared memory, and prints
+//! one JSON object per line: the machine, then each figure (README, "Benches"). `cargo xtask bench
+//! card` builds and runs it.
+
+mod baseline;
+mod card;
+mod client;
+mod controller;
+mod cores;
+mod load;
+mod machine;
+mod measure;
+mod queue;
+mod report;
+mod sys;
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use rustix::fs::OFlags;
+use serde_json::Value;
+
+use card::Card;
+use cores::Cores;
+use machine::Machine;
+use measure::Bench;
+use sys::Direction;
+
+/// Measure zerocard: I/Os per second of CPU time against raw io_uring, the cost of tracking, and
+/// accesses to guest memory.
+#[derive(Parser)]
+struct Arguments {
+    /// The zerocard program to measure
+    #[arg(long)]
+    zerocard: PathBuf,
+    /// An empty directory for sockets and the file
+    #[arg(long)]
+    dir: PathBuf,
+    /// Size of the file in MiB
+    #[arg(long, default_value_t = 256)]
+    file_mib: u64,
+    /// I/Os of one repeat
+    #[arg(long, default_value_t = 200_000)]
+    ios: u64,
+    /// Repeats of each side
+    #[arg(long, default_value_t = 9)]
+    pairs: u32,
+    /// I/Os in flight
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64))]
+    depth: u16,
+    /// Past the page cache (O_DIRECT), on both sides
+    #[arg(long)]
+    direct: bool,
+    /// Only figures whose name contains this
+    filter: Option<String>,
+}
+
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let cores = Cores::choose()?;
+    let path = arguments.dir.join("medium");
+    make_file(&path, arguments.file_mib << 20)?;
+    let direct = if arguments.direct {
+        OFlags::DIRECT
+    } else {
+        OFlags::empty()
+    };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(direct.bits() as i32)
+        .open(&path)?;
+    let card = Card::start(&arguments.zerocard, &arguments.dir, &path, arguments.direct)?;
+    print(&serde_json::to_value(Machine::describe(
+        &arguments.zerocard,
+        &path,
+        arguments.direct,
+    )?)?)?;
+    let bench = Bench {
+        card: &card,
+        file: &file,
+        file_bytes: arguments.file_mib << 20,
+        cores,
+        pairs: arguments.pairs.max(1),
+        ios: arguments.ios.max(1),
+        depth: arguments.depth,
+    };
+    let read = "card.nvme_randread_ratio";
+    let write = "card.nvme_randwrite_ratio";
+    let figures: [(&str, &dyn Fn() -> Result<Value>); 4] = [
+        (read, &|| bench.ratio(read, Direction::Read)),
+        (write, &|| bench.ratio(write, Direction::Write)),
+        ("card.tracking_cost", &|| bench.tracking()),
+        ("card.accesses", &|| bench.accesses()),
+    ];
+    for (name, measure) in figures {
+        if arguments
+            .filter
+            .as_ref()
+            .is_none_or(|part| name.contains(part))
+        {
+            print(&measure().with_context(|| name.to_owned())?)?;
+        }
+    }
+    Ok(())
+}
+
+fn print(line: &Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").context("standard output")
+}
+
+/// A file full of data that is on the medium and in the page cache: no I/O allocates blocks, and
+/// buffered ones do not wait for the medium.
+fn make_file(path: &Path, bytes: u64) -> Result<()> {
+    let mut file = File::create_new(path).with_context(|| format!("make {}", path.display()))?;
+    let chunk: Vec<u8> = (0..1 << 20).map(|i: u32| (i / 7) as u8).collect();
+    for _ in 0..bytes >> 20 {
+        file.write_all(&chunk)?;
+    }
+    file.sync_all()?;
+    let mut chunk = chunk;
+    let mut file = File::open(path)?;
+    while file.read(&mut chunk)? > 0 {}
+    Ok(())
+}
