@@ -90,8 +90,8 @@ struct Serve {
     /// Serial number of the card; everything a host recognises the card by derives from it
     #[arg(long, value_name = "TEXT", default_value = "ZS00000001")]
     serial: Serial,
-    /// A namespace: memory=SIZE, or file=PATH[,size=SIZE]; block=512|4096; readonly; direct (past the
-    /// page cache). Namespaces get the identifiers 1, 2, ... in the order of these options
+    /// A namespace: memory=SIZE, or file=PATH[,size=SIZE]; block=512|4096; readonly. Namespaces get
+    /// the identifiers 1, 2, ... in the order of these options
     #[arg(long = "namespace", value_name = "KEY=VALUE,...")]
     namespaces: Vec<NamespaceOptions>,
     /// A function: name=NAME; namespaces=1:2:... (default: all); queues=N I/O queue pairs; iops=N,

@@ -63,7 +63,6 @@ pub(crate) struct NamespaceOptions {
     source: Source,
     block_shift: u8,
     read_only: bool,
-    direct: bool,
 }
 
 impl FromStr for NamespaceOptions {
@@ -71,7 +70,7 @@ impl FromStr for NamespaceOptions {
 
     fn from_str(text: &str) -> Result<Self> {
         let (mut memory, mut path, mut len) = (None, None, None);
-        let (mut block_shift, mut read_only, mut direct) = (9, false, false);
+        let (mut block_shift, mut read_only) = (9, false);
         pairs(text, |key, value| {
             match key {
                 "memory" => memory = Some(size(value)?),
@@ -88,11 +87,7 @@ impl FromStr for NamespaceOptions {
                     ensure!(value.is_empty(), "readonly has no value");
                     read_only = true;
                 }
-                "direct" => {
-                    ensure!(value.is_empty(), "direct has no value");
-                    direct = true;
-                }
-                _ => bail!("keys are memory, file, size, block, readonly and direct"),
+                _ => bail!("keys are memory, file, size, block and readonly"),
             }
             Ok(())
         })?;
@@ -101,14 +96,13 @@ impl FromStr for NamespaceOptions {
             (None, Some(path), size) => Source::File { path, size },
             _ => bail!("a namespace is memory=SIZE or file=PATH[,size=SIZE]"),
         };
-        if (read_only || direct) && matches!(source, Source::Memory(_)) {
-            bail!("readonly and direct are for files");
+        if read_only && matches!(source, Source::Memory(_)) {
+            bail!("readonly is for files");
         }
         Ok(Self {
             source,
             block_shift,
             read_only,
-            direct,
         })
     }
 }
@@ -133,7 +127,6 @@ impl NamespaceOptions {
                     size: *size,
                     block_size: block,
                     read_only: self.read_only,
-                    direct: self.direct,
                 };
                 Ok(Medium::File(FileMedium::open(path, options)?))
             }
@@ -268,6 +261,7 @@ mod tests {
             "file=/x,block=1024",
             "memory=1M,readonly",
             "memory=1M,colour=red",
+            "file=/x,direct",
         ] {
             assert!(bad.parse::<NamespaceOptions>().is_err(), "{bad:?}");
         }

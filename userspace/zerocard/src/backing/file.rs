@@ -5,19 +5,20 @@
 //! The descriptor holds an advisory lock (flock) as long as the medium lives: exclusive, or shared
 //! when it is read-only, so that two cards do not serve one file. Inside one process, a namespace is
 //! shared by sharing the medium. What the filesystem can do is found out once, when it is opened.
+//!
+//! All transfers go through the page cache. O_DIRECT beside it would show old blocks to one of the
+//! two, and pages that a device writes to by itself cannot be taken away from it.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{bail, Context as _, Result};
-use rustix::fs::{
-    AtFlags, FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, Stat, StatxFlags,
-};
+use rustix::fs::{FallocateFlags, FileType, FlockOperation, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
 use super::check_size;
-use crate::sys::{Buffer, Operation};
+use crate::sys::Operation;
 
 /// How to open a file.
 #[derive(Clone, Copy)]
@@ -28,25 +29,15 @@ pub(crate) struct FileOptions {
     pub(crate) block_size: u32,
     /// Refuse writes, and let others read it too.
     pub(crate) read_only: bool,
-    /// Go past the page cache (O_DIRECT) where the guest's buffers allow it.
-    pub(crate) direct: bool,
 }
 
 /// See the module.
 pub(crate) struct FileMedium {
     file: Arc<OwnedFd>,
-    direct: Option<Direct>,
     size: u64,
     read_only: bool,
     zero_range: bool,
     punch_hole: bool,
-}
-
-/// The same file without the page cache, and what it asks of transfers.
-struct Direct {
-    file: Arc<OwnedFd>,
-    memory_align: usize,
-    offset_align: usize,
 }
 
 impl FileMedium {
@@ -64,11 +55,6 @@ impl FileMedium {
             },
             Err(error) => return Err(error.into()),
         };
-        let direct = if options.direct {
-            Some(Direct::open(&file, options)?)
-        } else {
-            None
-        };
         let (zero_range, punch_hole) = if options.read_only {
             (false, false)
         } else {
@@ -76,7 +62,6 @@ impl FileMedium {
         };
         Ok(Self {
             file: Arc::new(file),
-            direct,
             size,
             read_only: options.read_only,
             zero_range,
@@ -94,18 +79,9 @@ impl FileMedium {
         self.read_only
     }
 
-    /// The file, for transfers of any alignment and for [`Operation::Sync`].
+    /// The file, for transfers and for [`Operation::Sync`].
     pub(crate) fn file(&self) -> &Arc<OwnedFd> {
         &self.file
-    }
-
-    /// The file for a transfer between these buffers and `offset`: past the page cache when that was
-    /// asked for and the alignment allows it.
-    pub(crate) fn file_for(&self, offset: u64, buffers: &[Buffer]) -> &Arc<OwnedFd> {
-        match &self.direct {
-            Some(direct) if direct.takes(offset, buffers) => &direct.file,
-            _ => &self.file,
-        }
     }
 
     /// Whether [`FileMedium::zero`] gives an operation.
@@ -134,40 +110,6 @@ impl FileMedium {
         let file = &self.file;
         self.punch_hole
             .then_some(Operation::Deallocate { file, offset, len })
-    }
-}
-
-impl Direct {
-    fn open(file: &OwnedFd, options: FileOptions) -> Result<Self> {
-        const REMEDY: &str = "O_DIRECT is not possible here; leave the direct option away";
-        let aligned = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
-            .context(REMEDY)?;
-        let (memory_align, offset_align) = if aligned.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
-            // Before Linux 6.1, nobody tells; a page suits every device there is.
-            (4096, 4096)
-        } else {
-            (aligned.stx_dio_mem_align, aligned.stx_dio_offset_align)
-        };
-        if memory_align == 0 || offset_align == 0 {
-            bail!(REMEDY);
-        }
-        // Not by path, which may mean another file by now.
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let flags = access(options) | OFlags::DIRECT;
-        let direct = rustix::fs::open(path, flags, Mode::empty()).context(REMEDY)?;
-        Ok(Self {
-            file: Arc::new(direct),
-            memory_align: usize::try_from(memory_align)?,
-            offset_align: usize::try_from(offset_align)?,
-        })
-    }
-
-    fn takes(&self, offset: u64, buffers: &[Buffer]) -> bool {
-        // Mappings start at page boundaries, and no device asks for more.
-        let fits = |buffer: &Buffer| {
-            buffer.offset % self.memory_align == 0 && buffer.len % self.offset_align == 0
-        };
-        offset % self.offset_align as u64 == 0 && buffers.iter().all(fits)
     }
 }
 

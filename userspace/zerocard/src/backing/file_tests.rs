@@ -2,17 +2,17 @@
 
 //! Tests of [`FileMedium`] on real files.
 
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use super::*;
 use crate::backing::Medium;
-use crate::sys::{Mapping, Ring};
+use crate::sys::{Buffer, Ring};
 
 const OPTIONS: FileOptions = FileOptions {
     size: None,
     block_size: 512,
     read_only: false,
-    direct: false,
 };
 
 fn sized(size: u64) -> FileOptions {
@@ -155,60 +155,4 @@ fn falls_back_to_a_hole_where_ranges_cannot_be_zeroed() {
     assert!(medium.can_zero() && medium.can_deallocate());
     let zero = medium.zero(0, 512);
     assert!(matches!(zero, Some(Operation::Deallocate { .. })));
-}
-
-#[test]
-fn goes_past_the_page_cache_only_where_alignment_allows_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("disk");
-    let options = FileOptions {
-        direct: true,
-        ..sized(1 << 20)
-    };
-    let medium = match FileMedium::open(&path, options) {
-        Ok(medium) => medium,
-        // A filesystem without it says so.
-        Err(error) => {
-            assert!(format!("{error:#}").contains("O_DIRECT"), "{error:#}");
-            return;
-        }
-    };
-    let ram = Arc::new(Mapping::anonymous(16384).unwrap());
-    let part = |offset, len| Buffer {
-        mapping: Arc::clone(&ram),
-        offset,
-        len,
-    };
-    let past_cache = |offset, buffers: &[Buffer]| {
-        let file = medium.file_for(offset, buffers);
-        let flags = rustix::fs::fcntl_getfl(file).unwrap();
-        flags.contains(OFlags::DIRECT)
-    };
-    assert!(past_cache(4096, &[part(0, 4096), part(8192, 4096)]));
-    assert!(!past_cache(4096, &[part(0, 4096), part(8193, 4096)]));
-    assert!(!past_cache(4096, &[part(0, 100)]));
-    assert!(!past_cache(100, &[part(0, 4096)]));
-
-    let mut ring = Ring::new(1).unwrap();
-    let data: Vec<u8> = (0..4096).map(|i| (i % 253) as u8).collect();
-    ram.write(0, &data).unwrap();
-    let buffers = vec![part(0, 4096)];
-    let write = Operation::Write {
-        file: medium.file_for(8192, &buffers),
-        offset: 8192,
-        durable: true,
-    };
-    assert_eq!(run(&mut ring, write, buffers), 4096);
-    // Read back both ways.
-    for (offset, target) in [(8192, 4096), (8192, 12287)] {
-        let buffers = vec![part(target, 4096)];
-        let read = Operation::Read {
-            file: medium.file_for(offset, &buffers),
-            offset,
-        };
-        assert_eq!(run(&mut ring, read, buffers), 4096);
-        let mut found = vec![0; 4096];
-        ram.read(target, &mut found).unwrap();
-        assert!(found == data, "into {target}");
-    }
 }

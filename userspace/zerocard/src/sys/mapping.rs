@@ -190,9 +190,6 @@ impl Mapping {
     /// and by the kernel for requests that it still holds, go to private memory that starts as
     /// zeroes. There is no way back.
     ///
-    /// The exception is direct I/O (`O_DIRECT`) in flight: the device has the pages' addresses, so
-    /// such requests have to end first.
-    ///
     /// Ends the process when the kernel refuses, which it does only for lack of memory.
     pub(crate) fn revoke(&self) {
         self.registration.revoke();

@@ -202,7 +202,7 @@ fn go_on(request: &mut Request, slot: u32, around: &Surroundings<'_, '_>, io: &m
         };
         let result = match &namespace.medium {
             Medium::File(file) => {
-                let Some(operation) = piece.on_file(file, &request.buffers) else {
+                let Some(operation) = piece.on_file(file) else {
                     return Step::Done(Status::INTERNAL_ERROR);
                 };
                 return match io.push(slot, operation, &mut request.buffers) {

@@ -49,26 +49,18 @@ pub(super) enum Piece {
 impl Piece {
     /// The piece as a request to the kernel.
     /// `None` when the file has nothing that does it; [`next`] asks for nothing of the kind.
-    pub(super) fn on_file<'a>(
-        self,
-        medium: &'a FileMedium,
-        buffers: &[Buffer],
-    ) -> Option<Operation<'a>> {
+    pub(super) fn on_file(self, medium: &FileMedium) -> Option<Operation<'_>> {
+        let file = medium.file();
         match self {
-            Self::Read { offset } => {
-                let file = medium.file_for(offset, buffers);
-                Some(Operation::Read { file, offset })
-            }
+            Self::Read { offset } => Some(Operation::Read { file, offset }),
             Self::Write { offset, durable } => Some(Operation::Write {
-                file: medium.file_for(offset, buffers),
+                file,
                 offset,
                 durable,
             }),
             Self::Zero { offset, len } => medium.zero(offset, len),
             Self::Deallocate { offset, len } => medium.deallocate(offset, len),
-            Self::Sync => Some(Operation::Sync {
-                file: medium.file(),
-            }),
+            Self::Sync => Some(Operation::Sync { file }),
         }
     }
 
