@@ -10,7 +10,8 @@
 //! two, and pages that a device writes to by itself cannot be taken away from it.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use anyhow::{bail, Context as _, Result};
@@ -34,6 +35,10 @@ pub(crate) struct FileOptions {
 /// See the module.
 pub(crate) struct FileMedium {
     file: Arc<OwnedFd>,
+    /// For messages.
+    path: PathBuf,
+    /// What was written may be lost; never false again.
+    sync_failed: AtomicBool,
     size: u64,
     read_only: bool,
     zero_range: bool,
@@ -62,6 +67,8 @@ impl FileMedium {
         };
         Ok(Self {
             file: Arc::new(file),
+            path: path.to_owned(),
+            sync_failed: AtomicBool::new(false),
             size,
             read_only: options.read_only,
             zero_range,
@@ -82,6 +89,24 @@ impl FileMedium {
     /// The file, for transfers and for [`Operation::Sync`].
     pub(crate) fn file(&self) -> &Arc<OwnedFd> {
         &self.file
+    }
+
+    /// Whether bringing data to stable storage has ever failed. Nothing that was written and not yet
+    /// safe can be promised any more: Linux reports a failed write-back once for each open file and
+    /// then takes the pages for clean, so the next sync would succeed without the data.
+    pub(crate) fn sync_failed(&self) -> bool {
+        self.sync_failed.load(Ordering::Acquire)
+    }
+
+    /// Bringing data to stable storage has failed.
+    pub(crate) fn note_sync_failure(&self, error: Errno) {
+        if !self.sync_failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                "namespace file {}: what was written may be lost ({error}); flushes and durable \
+                 writes fail until the card is started anew. Check the storage and the data",
+                self.path.display()
+            );
+        }
     }
 
     /// Whether [`FileMedium::zero`] gives an operation.

@@ -3,7 +3,7 @@
 //! What namespaces are stored in: a file, a block device, or memory.
 //!
 //! One medium serves any number of controllers at once, so nothing here changes after it was opened
-//! but the bytes themselves. Requests to a file go through the ring of the poller that makes them;
+//! but the bytes themselves, and whether they could be brought to safety. Requests to a file go through the ring of the poller that makes them;
 //! memory is copied at once. Ranges are checked against the size by the namespace, not here, except
 //! that memory never leaves its mapping.
 
@@ -36,6 +36,15 @@ impl Medium {
     pub(crate) fn read_only(&self) -> bool {
         match self {
             Self::File(file) => file.read_only(),
+            Self::Memory(_) => false,
+        }
+    }
+
+    /// Whether data that was written may have been lost on its way to stable storage: no flush may
+    /// succeed any more.
+    pub(crate) fn sync_failed(&self) -> bool {
+        match self {
+            Self::File(file) => file.sync_failed(),
             Self::Memory(_) => false,
         }
     }

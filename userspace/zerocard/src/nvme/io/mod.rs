@@ -8,6 +8,8 @@
 //! nothing is allocated once every slot has seen its largest request.
 
 mod requests;
+#[cfg(test)]
+mod tests;
 mod work;
 
 use std::sync::Arc;
@@ -101,7 +103,8 @@ pub(super) fn finish(
     around: &Surroundings<'_, '_>,
     io: &mut Io<'_>,
 ) -> Step {
-    match work::account(request, result) {
+    let medium = &around.namespaces[request.namespace].medium;
+    match work::account(request, result, medium) {
         Ok(()) => go_on(request, slot, around, io),
         Err(status) => Step::Done(status),
     }
@@ -217,7 +220,7 @@ fn go_on(request: &mut Request, slot: u32, around: &Surroundings<'_, '_>, io: &m
                 result
             }
         };
-        if let Err(status) = work::account(request, result) {
+        if let Err(status) = work::account(request, result, &namespace.medium) {
             return Step::Done(status);
         }
     }

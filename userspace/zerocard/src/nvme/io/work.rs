@@ -13,10 +13,13 @@ use zeroshift_nvme::status::Status;
 
 use super::requests::Request;
 use super::{transfer_error, Surroundings, MAX_TRANSFER};
-use crate::backing::{FileMedium, MemoryMedium};
+use crate::backing::{FileMedium, Medium, MemoryMedium};
 use crate::memory::Access;
 use crate::nvme::namespace::Namespace;
 use crate::sys::{Buffer, Mapping, Operation};
+
+/// Data that was written may be lost, and trying again would only hide it ([`Medium::sync_failed`]).
+const LOST: Status = Status::WRITE_FAULT.with_do_not_retry();
 
 /// What a command wants of the medium.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,6 +94,11 @@ pub(super) fn next(
     around: &Surroundings<'_, '_>,
 ) -> Result<Option<Piece>, Status> {
     request.buffers.clear();
+    // Also after success: another request may have taken the one report of the failure.
+    let promises = request.durable || request.work == Work::Flush;
+    if promises && namespace.medium.sync_failed() {
+        return Err(LOST);
+    }
     let left = request.len - request.done;
     let offset = request.offset + request.done;
     let piece = match request.work {
@@ -197,7 +205,7 @@ fn guest_buffers(
 }
 
 /// Takes in the result of the last piece: bytes, or a negated errno.
-pub(super) fn account(request: &mut Request, result: i32) -> Result<(), Status> {
+pub(super) fn account(request: &mut Request, result: i32, medium: &Medium) -> Result<(), Status> {
     let Some(piece) = request.piece.take() else {
         return Err(Status::INTERNAL_ERROR);
     };
@@ -222,8 +230,25 @@ pub(super) fn account(request: &mut Request, result: i32) -> Result<(), Status> 
         }
         // A hint; what the medium does with it is its business.
         Piece::Deallocate { .. } if result >= 0 || failed == Some(Errno::OPNOTSUPP) => Ok(()),
-        _ => Err(failure(request, piece, failed)),
+        _ => {
+            let status = failure(request, piece, failed);
+            match (medium, failed) {
+                (Medium::File(file), Some(error)) if is_lost(piece, error) => {
+                    file.note_sync_failure(error);
+                    Err(LOST)
+                }
+                _ => Err(status),
+            }
+        }
     }
+}
+
+/// Whether the error of a piece may be the report of lost data. A write says the same for its own
+/// failure as for that of the sync after it.
+fn is_lost(piece: Piece, error: Errno) -> bool {
+    let promises = matches!(piece, Piece::Sync | Piece::Write { durable: true, .. });
+    // Given up before it began, or guest memory that is gone: nothing about the storage.
+    promises && !matches!(error, Errno::CANCELED | Errno::FAULT)
 }
 
 /// The error that a result stands for. Numbers that no kernel gives would make rustix panic.
