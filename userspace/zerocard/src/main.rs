@@ -175,6 +175,7 @@ fn serve(arguments: &Serve) -> Result<()> {
         FunctionOptions::default(),
     );
     sys::sigbus::install().context("signal handlers")?;
+    raise_descriptor_limit();
     let limits = control::Limits {
         max_ranges: arguments.max_ranges,
         max_ranges_subsystem: arguments.max_ranges_subsystem,
@@ -251,6 +252,17 @@ fn serve(arguments: &Serve) -> Result<()> {
         result = result.and(poller.end());
     }
     result
+}
+
+/// A client brings a descriptor for each interrupt vector, and the usual limit is below what 64
+/// functions need. What cannot be raised shows when a client is refused.
+fn raise_descriptor_limit() {
+    use rustix::process::{getrlimit, setrlimit, Resource};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("limit of open files: {error}");
+    }
 }
 
 /// Starts the pollers and divides the functions among them.

@@ -2,9 +2,9 @@
 
 //! The poller: the thread that does the I/O of its functions.
 //!
-//! One for all functions by default. It spins while there is work and for a moment longer, then asks
-//! the drivers for doorbells and sleeps until the kernel has finished something, somebody calls, or
-//! a deadline comes. It owns the io_uring; functions are reached under their locks, one at a time,
+//! One for all functions by default. It looks at a function while that has work and for a moment
+//! longer, then asks its driver for doorbells and leaves it until one comes. With nothing to look at
+//! it sleeps until the kernel has finished something, somebody calls, or a deadline comes. It owns the io_uring; functions are reached under their locks, one at a time,
 //! once per pass.
 
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use crate::pci::Function;
+use crate::pci::{Function, Progress};
 use crate::sys::{Buffer, Full, Operation, Ring, Waker};
 
 /// Requests that one function may have in the kernel: tokens of the ring are function * SLOTS + slot.
@@ -129,7 +129,22 @@ struct Served {
     function: Arc<Function>,
     /// Look at it in every pass.
     watch: bool,
+    /// It was looked at in this pass already.
+    polled: bool,
+    last_work: Instant,
     deadline: Option<Instant>,
+}
+
+impl Served {
+    fn took(&mut self, progress: Progress, worked: bool, now: Instant) {
+        self.deadline = progress.deadline;
+        if worked {
+            self.last_work = now;
+        }
+        // A function that asked for real doorbells stays out of the passes until one comes.
+        self.watch = progress.watch;
+        self.polled = true;
+    }
 }
 
 struct Pass {
@@ -141,9 +156,12 @@ struct Pass {
 
 impl Pass {
     fn new(ring: Ring, functions: Vec<Arc<Function>>, spin: Duration) -> Self {
+        let now = Instant::now();
         let served = functions.into_iter().map(|function| Served {
             function,
             watch: false,
+            polled: false,
+            last_work: now,
             deadline: None,
         });
         Self {
@@ -155,30 +173,19 @@ impl Pass {
     }
 
     fn run(mut self, stop: &AtomicBool) -> Result<()> {
-        let mut last_work = Instant::now();
         while !stop.load(Ordering::Acquire) {
             let now = Instant::now();
-            if self.pass(now)? {
-                last_work = now;
+            let worked = self.pass(now)?;
+            if worked {
                 continue;
             }
-            if now.duration_since(last_work) < self.spin {
+            if self.served.iter().any(|served| served.watch) {
                 std::hint::spin_loop();
                 continue;
             }
-            if self.arm() {
-                last_work = now;
-                continue;
-            }
-            let next = self
-                .served
-                .iter()
-                .filter_map(|served| served.deadline)
-                .min();
-            let timeout = next.map(|next| next.saturating_duration_since(now));
+            let deadlines = self.served.iter().filter_map(|served| served.deadline);
+            let timeout = deadlines.min().map(|next| next.saturating_duration_since(now));
             self.ring.wait(timeout).context("io_uring")?;
-            // The driver that rang is about to do more.
-            last_work = Instant::now();
         }
         Ok(())
     }
@@ -190,14 +197,27 @@ impl Pass {
             let due = served.deadline.is_some_and(|deadline| deadline <= now);
             // Taken in any case: what it stands for is done in this pass.
             let called = served.function.attention.take();
-            if !(called || due || served.watch) {
+            let look = called || due || served.watch && !served.polled;
+            served.polled = false;
+            if !look {
                 continue;
             }
             let mut io = Io::new(&mut self.ring, index, now);
             let progress = served.function.poll(&mut io);
-            served.watch = progress.watch;
-            served.deadline = progress.deadline;
-            worked |= progress.worked || called;
+            let busy = progress.worked || called;
+            served.took(progress, busy, now);
+            served.polled = false;
+            worked |= busy;
+            // One that has been idle for a while is watched no longer, unless something came in
+            // while it was asked for doorbells.
+            let idle = now.saturating_duration_since(served.last_work) >= self.spin;
+            if served.watch && !busy && idle {
+                if served.function.arm() {
+                    served.last_work = now;
+                } else {
+                    served.watch = false;
+                }
+            }
         }
         self.ring.submit().context("io_uring")?;
         Ok(worked)
@@ -218,17 +238,10 @@ impl Pass {
             if let Some(served) = self.served.get_mut(index as usize) {
                 let mut io = Io::new(&mut self.ring, index, now);
                 let progress = served.function.finish(now_done, &mut io);
-                served.watch |= progress.watch;
-                served.deadline = progress.deadline;
+                served.took(progress, true, now);
             }
         }
         self.completed.clear();
         true
-    }
-
-    /// Before sleep: whether something came in after all.
-    fn arm(&mut self) -> bool {
-        let watched = self.served.iter().filter(|served| served.watch);
-        watched.fold(false, |any, served| any | served.function.arm())
     }
 }

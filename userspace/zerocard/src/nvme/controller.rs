@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use zeroshift_nvme::command::Command;
 use zeroshift_nvme::completion::Completion;
-use zeroshift_nvme::nvm::io as opcode;
+use zeroshift_nvme::nvm::{io as opcode, BlockCommand};
 use zeroshift_nvme::registers::{self, Aqa, Cap, Cc, Csts, Version};
 use zeroshift_nvme::status::Status;
 
@@ -32,6 +32,7 @@ use super::staged::{Staged, Then};
 use crate::control::Rate;
 use crate::faults::{Decision, Fault, Point};
 use crate::memory::DmaError;
+use crate::pci::{GRACE, PATIENCE};
 use crate::pci::{Bus, Condition, Kind, Migratable, Phase, Progress};
 use crate::poller::Io;
 use crate::throttle::Throttle;
@@ -39,18 +40,23 @@ use crate::throttle::Throttle;
 /// The version of the specification that VS and Identify Controller claim.
 pub(super) const VERSION: Version = Version::new(2, 1, 0);
 
-/// Queues up to 4096 entries (all that AQA can say), contiguous, ready within 500 ms, pages of
-/// 4 KiB to 64 KiB, ready with media. The command sets depend on the controller's type.
+/// Queues up to 4096 entries (all that AQA can say), contiguous, pages of 4 KiB to 64 KiB, ready with
+/// media. Command sets and timeouts depend on the controller's type.
 const CAPABILITIES: Cap = Cap(0)
     .with_mqes(4095)
     .with_cqr(true)
-    .with_to(1)
     .with_mpsmin(0)
     .with_mpsmax(4)
     .with_crms(Cap::CRMS_CRWMS);
 
-/// Controller Ready Timeouts: CRWMT in units of 500 ms, as CAP.TO says it.
-const READY_TIMEOUTS: u32 = CAPABILITIES.to() as u32;
+/// CAP.TO of an administrative controller: it has nothing to wait for.
+const TIMEOUT: u8 = 1;
+/// CAP.TO of an I/O controller, a minute: a reset waits for storage, and a driver that loses its
+/// patience gives the disk up.
+const IO_TIMEOUT: u8 = 120;
+
+/// No submission queue has this identifier.
+const NO_QUEUE: u16 = u16::MAX;
 
 /// Vector of the admin completion queue.
 const ADMIN_VECTOR: u16 = 0;
@@ -77,8 +83,13 @@ pub(crate) struct Controller {
     requests: Requests,
     staged: Staged,
     limiter: Limiter,
-    /// CC.EN was cleared, and the kernel still works on requests: CSTS.RDY stays until it is done.
-    resetting: bool,
+    /// The I/O queue that is served first in the next pass.
+    next_queue: u16,
+    /// When CC.EN was cleared, while the kernel still works on requests: CSTS.RDY stays until it is
+    /// done.
+    resetting: Option<Resetting>,
+    /// A shutdown is under way: the namespace to be flushed next.
+    flushing: Option<usize>,
     phase: Phase,
     /// Suspensions so far; each has a number.
     suspensions: u64,
@@ -90,18 +101,13 @@ pub(crate) struct Controller {
 impl Controller {
     /// A controller after power-on.
     pub(crate) fn new(personality: Personality) -> Self {
-        let css = if personality.is_administrative() {
-            Cap::CSS_NOIOCSS
+        let (css, timeout, slots) = if personality.is_administrative() {
+            (Cap::CSS_NOIOCSS, TIMEOUT, 0)
         } else {
-            Cap::CSS_NVM
-        };
-        let slots = if personality.is_administrative() {
-            0
-        } else {
-            SLOTS
+            (Cap::CSS_NVM, IO_TIMEOUT, SLOTS)
         };
         Self {
-            cap: CAPABILITIES.with_css(css),
+            cap: CAPABILITIES.with_css(css).with_to(timeout),
             cc: Cc::default(),
             csts: Csts::default(),
             aqa: Aqa::default(),
@@ -114,7 +120,9 @@ impl Controller {
             requests: Requests::new(slots),
             staged: Staged::default(),
             limiter: Limiter::default(),
-            resetting: false,
+            next_queue: 1,
+            resetting: None,
+            flushing: None,
             phase: Phase::Running,
             suspensions: 0,
             interrupts: Vec::new(),
@@ -132,7 +140,8 @@ impl Controller {
         put(registers::AQA, &self.aqa.0.to_le_bytes());
         put(registers::ASQ, &self.asq.to_le_bytes());
         put(registers::ACQ, &self.acq.to_le_bytes());
-        put(registers::CRTO, &READY_TIMEOUTS.to_le_bytes());
+        // CRWMT, in the units of CAP.TO.
+        put(registers::CRTO, &u32::from(self.cap.to()).to_le_bytes());
         bytes
     }
 
@@ -161,23 +170,46 @@ impl Controller {
             return self.controller_reset();
         }
         self.cc = new;
-        if !old.en() && new.en() && !self.resetting {
+        if !old.en() && new.en() && self.resetting.is_none() {
             self.enable();
         }
         if new.shn() != Cc::SHN_NONE && new.shn() != old.shn() {
             tracing::debug!("shutdown");
             self.csts = self.csts.with_shst(Csts::SHST_OCCURRING);
+            self.flushing = Some(0);
             self.advance_shutdown();
+            bus.call_poller();
         }
         self.run(bus);
     }
 
-    /// A shutdown is complete when nothing is under way any more. Written data is in the kernel's
-    /// hands, which survives everything that ends this process.
+    /// A shutdown is complete when every namespace is flushed and nothing is under way any more.
     fn advance_shutdown(&mut self) {
-        if self.csts.shst() == Csts::SHST_OCCURRING && self.requests.in_kernel() == 0 {
+        let all = self.admin.personality().namespaces().len();
+        if self.flushing == Some(all) && self.requests.in_kernel() == 0 {
+            self.flushing = None;
             self.csts = self.csts.with_shst(Csts::SHST_COMPLETE);
         }
+    }
+
+    /// Empties the volatile write cache for a shutdown: a Flush of each namespace, which no queue
+    /// knows.
+    fn flush_all(&mut self, bus: &mut Bus<'_>, io: &mut Io<'_>) {
+        while let Some(next) = self.flushing {
+            let Some(namespace) = self.admin.personality().namespaces().get(next) else {
+                break;
+            };
+            if self.requests.room() == 0 {
+                return;
+            }
+            let flush = Command {
+                nsid: namespace.id,
+                ..Command::new(opcode::FLUSH)
+            };
+            self.flushing = Some(next + 1);
+            self.execute_io(NO_QUEUE, &flush, None, bus, io);
+        }
+        self.advance_shutdown();
     }
 
     fn enable(&mut self) {
@@ -244,15 +276,42 @@ impl Controller {
         self.admin.reset();
         self.phase = Phase::Running;
         self.interrupts.clear();
-        self.resetting = true;
+        self.flushing = None;
+        self.resetting = Some(Resetting {
+            since: Instant::now(),
+            cancelled: false,
+        });
         self.advance_reset();
     }
 
+    /// Storage that does not let go of requests: they are cancelled, then guest memory is taken away
+    /// from them and the controller has failed. Gives the time of the next step.
+    fn press_reset(&mut self, bus: &mut Bus<'_>, io: &mut Io<'_>) -> Option<Instant> {
+        let Resetting { since, cancelled } = self.resetting?;
+        let (cancel, give_up) = (since + PATIENCE, since + PATIENCE + GRACE);
+        if io.now() < cancel {
+            return Some(cancel);
+        }
+        if !cancelled {
+            tracing::warn!("cancelling requests that the storage keeps");
+            self.cancel(io);
+            self.resetting = Some(Resetting {
+                since,
+                cancelled: true,
+            });
+        }
+        if io.now() < give_up {
+            return Some(give_up);
+        }
+        bus.give_up();
+        None
+    }
+
     fn advance_reset(&mut self) {
-        if !self.resetting || self.requests.in_kernel() > 0 {
+        if self.resetting.is_none() || self.requests.matter() {
             return;
         }
-        self.resetting = false;
+        self.resetting = None;
         self.csts = Csts::default();
         if self.cc.en() {
             // The host did not wait for CSTS.RDY.
@@ -300,7 +359,7 @@ impl Controller {
     /// Whether the controller may execute commands.
     fn executes(&self, bus: &Bus<'_>) -> bool {
         !self.csts.cfs()
-            && !self.resetting
+            && self.resetting.is_none()
             && self.phase.is_running()
             && self.csts.shst() == Csts::SHST_NORMAL
             && bus.master()
@@ -329,7 +388,7 @@ impl Controller {
 
     fn run_admin(&mut self, bus: &mut Bus<'_>) -> Result<bool, DmaError> {
         let mut worked = false;
-        let mut entries = [[0; Command::SIZE]; BATCH];
+        let mut entries = [[0; Command::SIZE]];
         while let Some(queues) = &mut self.queues {
             let (Some(Some(submission)), Some(Some(completion))) =
                 (queues.submission.first(), queues.completion.first())
@@ -511,7 +570,8 @@ impl Controller {
         let mut any = false;
         let mut result = Ok(());
         let queues = self.queues.iter_mut();
-        for queue in queues.flat_map(|queues| queues.completion.iter_mut().flatten()) {
+        // The admin queue last: what it says of I/O queues is true when it is read.
+        for queue in queues.flat_map(|queues| queues.completion.iter_mut().rev().flatten()) {
             if !queue.has_ready() {
                 continue;
             }
@@ -546,9 +606,11 @@ impl Controller {
                 }
             }
         }
-        let mut entries = [[0; Command::SIZE]; BATCH];
         // At most 256.
-        for id in 1..queues.submission.len() as u16 {
+        let count = queues.submission.len() as u16 - 1;
+        let first = self.next_queue;
+        let mut budget = Budget::default();
+        for id in (first..=count).chain(1..first.min(count + 1)) {
             let Some(queues) = &mut self.queues else {
                 break;
             };
@@ -562,9 +624,13 @@ impl Controller {
             let room = completion
                 .and_then(Option::as_ref)
                 .map_or(0, |queue| queue.room());
-            let count = submission.peek(room.min(self.requests.room()), bus, &mut entries)?;
+            let max = room.min(self.requests.room()).min(budget.commands);
+            let mut entries = [[0; Command::SIZE]; BATCH];
+            let count = submission.peek(max, bus, &mut entries)?;
+            // The queue behind this one is the first in the next pass.
+            self.next_queue = id % self.queue_count() + 1;
             for entry in &entries[..count as usize] {
-                if self.limiter.wait(io.now()).is_some() {
+                if budget.is_spent() || self.limiter.wait(io.now()).is_some() {
                     return Ok(worked);
                 }
                 if let Some(queues) = &mut self.queues {
@@ -572,6 +638,7 @@ impl Controller {
                 }
                 worked = true;
                 let command = Command::from_bytes(entry);
+                budget.spend(&command);
                 match decide(false, &command, bus) {
                     Decision::Proceed => self.execute_io(id, &command, None, bus, io),
                     Decision::After(fault) => self.execute_io(id, &command, Some(fault), bus, io),
@@ -580,6 +647,11 @@ impl Controller {
             }
         }
         Ok(worked)
+    }
+
+    /// I/O queue pairs that may exist, at least one.
+    fn queue_count(&self) -> u16 {
+        self.admin.personality().io_queues().max(1)
     }
 
     /// When commands that the rate limit keeps back may be fetched.
@@ -616,7 +688,7 @@ impl Controller {
             bus,
         };
         let step = io::start(request, slot, &around, io);
-        self.limiter.charge(request.user_bytes(), io.now());
+        self.limiter.charge(request.transfer_bytes(), io.now());
         match step {
             Step::InFlight => self.requests.entered_kernel(slot),
             // Fetched in this pass: its own time would make every latency zero.
@@ -639,8 +711,8 @@ impl Controller {
         }
         if status.is_success() {
             match command.opcode {
-                opcode::READ => counters.bytes_read.add(request.user_bytes()),
-                opcode::WRITE => counters.bytes_written.add(request.user_bytes()),
+                opcode::READ => counters.bytes_read.add(request.transfer_bytes()),
+                opcode::WRITE => counters.bytes_written.add(request.transfer_bytes()),
                 _ => {}
             }
         } else {
@@ -652,6 +724,42 @@ impl Controller {
         counters.latency.record(latency);
         self.requests.give_back(slot);
         self.deliver(queue, &command, completion, after, bus);
+    }
+}
+
+/// A reset that waits for the kernel.
+#[derive(Clone, Copy)]
+struct Resetting {
+    since: Instant,
+    /// The requests were cancelled.
+    cancelled: bool,
+}
+
+/// What one pass may start, so that no function and no queue keeps the poller to itself.
+struct Budget {
+    commands: u32,
+    bytes: u64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            commands: 64,
+            bytes: 2 << 20,
+        }
+    }
+}
+
+impl Budget {
+    fn spend(&mut self, command: &Command) {
+        self.commands = self.commands.saturating_sub(1);
+        // The largest block; what matters is the order of magnitude.
+        let blocks = BlockCommand::from_command(command).blocks;
+        self.bytes = self.bytes.saturating_sub(u64::from(blocks) << 12);
+    }
+
+    fn is_spent(&self) -> bool {
+        self.commands == 0 || self.bytes == 0
     }
 }
 
@@ -702,7 +810,7 @@ impl Kind for Controller {
     fn reset(&mut self) {
         self.controller_reset();
         // The function waits for requests in the kernel itself.
-        self.resetting = false;
+        self.resetting = None;
         self.csts = Csts::default();
         self.aqa = Aqa::default();
         self.asq = 0;
@@ -714,7 +822,11 @@ impl Kind for Controller {
         if !self.staged.is_empty() && bus.master() {
             worked |= self.unstage(bus, io);
         }
-        let mut deadline = self.staged.deadline();
+        let mut deadline = self.staged.deadline().filter(|_| bus.master());
+        deadline = deadline.into_iter().chain(self.press_reset(bus, io)).min();
+        if self.flushing.is_some() {
+            self.flush_all(bus, io);
+        }
         let executes = self.executes(bus) && self.queues.is_some();
         if executes {
             let admin = self.run_admin(bus);
@@ -732,7 +844,8 @@ impl Kind for Controller {
         }
         Progress {
             worked,
-            watch: executes && self.shadow.is_some(),
+            // What does not fit one pass is left for the next.
+            watch: worked || executes && self.shadow.is_some(),
             deadline,
         }
     }
@@ -772,8 +885,8 @@ impl Kind for Controller {
         self.check(result)
     }
 
-    fn in_flight(&self) -> u32 {
-        self.requests.in_kernel()
+    fn busy(&self) -> bool {
+        self.requests.matter()
     }
 
     fn uses(&self, first: u64, last: u64) -> bool {

@@ -32,6 +32,8 @@ pub(super) struct Ring {
     pub(super) tail: u32,
     /// EventIdx of the doorbell, as the driver was told.
     event_index: u32,
+    /// A shadow doorbell value that is not allowed and was reported.
+    refused: Option<u32>,
 }
 
 impl Ring {
@@ -43,6 +45,7 @@ impl Ring {
             head: 0,
             tail: 0,
             event_index: 0,
+            refused: None,
         }
     }
 
@@ -79,6 +82,26 @@ impl Ring {
         self.event_index = self.advance(position, back);
         // Below the number of entries, which came from a u16.
         self.event_index as u16
+    }
+
+    /// What a shadow doorbell value came to. One that is not allowed is an error once; as long as it
+    /// stands there, it is no news.
+    pub(super) fn shadowed(
+        &mut self,
+        value: u32,
+        change: Result<bool, InvalidDoorbell>,
+    ) -> Result<bool, InvalidDoorbell> {
+        match change {
+            Ok(moved) => {
+                self.refused = None;
+                Ok(moved)
+            }
+            Err(InvalidDoorbell) if self.refused == Some(value) => Ok(false),
+            Err(InvalidDoorbell) => {
+                self.refused = Some(value);
+                Err(InvalidDoorbell)
+            }
+        }
     }
 
     /// Whether the doorbell at `position` is halfway round to EventIdx.
@@ -182,14 +205,14 @@ impl SubmissionQueue {
         &self,
         max: u32,
         bus: &Bus<'_>,
-        entries: &mut [[u8; Command::SIZE]; BATCH],
+        entries: &mut [[u8; Command::SIZE]],
     ) -> Result<u32, DmaError> {
         let ring = &self.ring;
         let count = self
             .waiting()
             .min(max)
             .min(ring.entries - ring.head)
-            .min(BATCH as u32);
+            .min(entries.len() as u32);
         if count == 0 {
             return Ok(0);
         }
@@ -317,7 +340,8 @@ impl CompletionQueue {
                 .ok_or(DmaError::NotMapped)?;
             let [.., a, b, c, d] = bytes[0];
             // The phase tag is bit 0 of the status half of the dword.
-            bytes[0][PHASE_DWORD + 2] ^= 1;
+            let status = &mut bytes[0][PHASE_DWORD + 2];
+            *status = *status & !1 | u8::from(!self.phase);
             bus.write(address, bytes[..count].as_flattened())?;
             bus.publish_u32(phase_address, u32::from_le_bytes([a, b, c, d]))?;
             // At most BATCH.

@@ -45,8 +45,14 @@ impl Shadow {
             for (id, &[a, b, c, d, e, f, g, h]) in (first..).zip(raw.iter()) {
                 let tail = u32::from_le_bytes([a, b, c, d]) & 0xffff;
                 let head = u32::from_le_bytes([e, f, g, h]) & 0xffff;
-                let tail = queues.submission(id).map(|queue| queue.ring_tail(tail));
-                let head = queues.completion(id).map(|queue| queue.ring_head(head));
+                let tail = queues.submission(id).map(|queue| {
+                    let change = queue.ring_tail(tail);
+                    queue.ring.shadowed(tail, change)
+                });
+                let head = queues.completion(id).map(|queue| {
+                    let change = queue.ring_head(head);
+                    queue.ring.shadowed(head, change)
+                });
                 for change in [tail, head].into_iter().flatten() {
                     moved = match (moved, change) {
                         (Ok(before), Ok(now)) => Ok(before | now),

@@ -42,9 +42,9 @@ use msix::Msix;
 
 /// How long requests that the kernel works on may hold up an unmap or a reset before they are
 /// cancelled.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 /// How long cancelled requests may take to end before guest memory is taken away from them.
-const GRACE: Duration = Duration::from_secs(1);
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
 
 /// What a device kind implements. Registers are BAR0 below the MSI-X table.
 pub(crate) trait Kind: Send {
@@ -71,8 +71,8 @@ pub(crate) trait Kind: Send {
     /// between.
     fn arm(&mut self, bus: &mut Bus<'_>) -> bool;
 
-    /// Requests that the kernel works on, each with its slot.
-    fn in_flight(&self) -> u32;
+    /// Whether the kernel works on requests that touch guest memory or change a medium.
+    fn busy(&self) -> bool;
 
     /// Whether the kernel works on a request with data in the range (`last` is inclusive).
     fn uses(&self, first: u64, last: u64) -> bool;
@@ -143,6 +143,7 @@ pub(crate) struct Bus<'a> {
 struct Asked {
     die: Option<Death>,
     disconnect: bool,
+    give_up: bool,
 }
 
 impl Bus<'_> {
@@ -202,6 +203,12 @@ impl Bus<'_> {
     /// The function dies after this call.
     pub(crate) fn die(&mut self, death: Death) {
         self.asked.die = Some(death);
+    }
+
+    /// After this call, guest memory is out of reach of requests that the kernel keeps, and the
+    /// function has failed.
+    pub(crate) fn give_up(&mut self) {
+        self.asked.give_up = true;
     }
 
     /// The client's connection is closed after this call.
@@ -273,6 +280,16 @@ impl State {
         }
     }
 
+    fn give_up(&mut self) {
+        tracing::error!(
+            "the storage keeps requests: the function has failed, and guest memory is out of \
+             their reach"
+        );
+        self.memory.revoke();
+        self.kind.reset();
+        self.kind.fail();
+    }
+
     fn disconnect(&self) -> bool {
         self.closer.as_ref().is_some_and(Closer::close)
     }
@@ -327,6 +344,9 @@ impl Function {
         }
         if asked.disconnect {
             state.disconnect();
+        }
+        if asked.give_up {
+            state.give_up();
         }
         self.tell(state);
         result
@@ -417,7 +437,7 @@ impl Function {
     fn drain(&self, state: &mut MutexGuard<'_, State>, range: Option<(u64, u64)>) {
         let busy = |state: &State| match range {
             Some((first, last)) => state.kind.uses(first, last),
-            None => state.kind.in_flight() > 0,
+            None => state.kind.busy(),
         };
         if !busy(state) {
             return;
@@ -430,13 +450,7 @@ impl Function {
                 break;
             }
             if last {
-                tracing::error!(
-                    "the storage keeps {} requests: the function has failed, and guest memory is \
-                     out of their reach",
-                    state.kind.in_flight()
-                );
-                state.memory.revoke();
-                state.kind.fail();
+                state.give_up();
             } else {
                 tracing::warn!("cancelling requests that the storage keeps");
                 state.cancel = true;
@@ -464,6 +478,10 @@ impl Function {
         let master = state.config.bus_master();
         let (enabled, masked) = (state.config.msix_enabled(), state.config.msix_masked());
         state.msix.configure(enabled, masked, master);
+        if was_master && !master {
+            // The write is done when the function writes no more.
+            self.drain(state, Some((0, u64::MAX)));
+        }
         if master && !was_master {
             self.with_kind(state, |kind, bus| kind.resume(bus));
         }
@@ -683,8 +701,8 @@ pub(crate) mod tests {
             false
         }
 
-        fn in_flight(&self) -> u32 {
-            self.0.lock().in_flight.len() as u32
+        fn busy(&self) -> bool {
+            !self.0.lock().in_flight.is_empty()
         }
 
         fn uses(&self, first: u64, last: u64) -> bool {

@@ -106,7 +106,14 @@ impl Listener {
                 Err(error) => return Err(error.into()),
             };
             tracing::info!("client connected");
-            device.connect(Closer(socket.try_clone()?));
+            let closer = match socket.try_clone() {
+                Ok(closer) => Closer(closer),
+                Err(error) => {
+                    tracing::error!("client dropped: {error}");
+                    continue;
+                }
+            };
+            device.connect(closer);
             let closed = session::run(&Stream::new(socket, stop), device);
             device.disconnect();
             match closed {

@@ -16,6 +16,7 @@ use super::{events, log_page, Context, Personality, Role, MDTS};
 use crate::nvme::controller::VERSION;
 use crate::nvme::data_pointer::SGLS;
 use crate::nvme::migration;
+use crate::nvme::io;
 use crate::nvme::namespace::Namespace;
 use crate::pci::config::VENDOR;
 
@@ -121,8 +122,7 @@ fn check_csi(csi: u8) -> Result<(), Status> {
 /// The namespace with this identifier; `None` when it could exist and is not attached.
 fn find(personality: &Personality, id: u32) -> Result<Option<&Namespace>, Status> {
     let namespaces = personality.namespaces();
-    let highest = namespaces.last().map_or(0, |namespace| namespace.id);
-    if id == 0 || id > highest {
+    if id == 0 || id > io::highest(namespaces) {
         return Err(Status::INVALID_NAMESPACE);
     }
     Ok(namespaces
@@ -208,10 +208,9 @@ fn controller(personality: &Personality, page: &mut [u8; SIZE]) {
             .set_maxmrtg(limits.max_granule)
             .set_trattr(identify::TRATTR_THMCS);
     } else {
-        let highest = personality.namespaces().last();
         view.set_cntrltype(identify::CNTRLTYPE_IO)
             .set_oacs(identify::OACS_DBCS)
-            .set_nn(highest.map_or(1, |namespace| namespace.id))
+            .set_nn(io::highest(personality.namespaces()))
             .set_oncs(
                 identify::ONCS_COMPARE
                     | identify::ONCS_DATASET_MANAGEMENT

@@ -215,7 +215,7 @@ impl Controller {
 
     /// Everything: the controller becomes what the other one was.
     fn load_all(&mut self, image: &Image, list: IoQueues, bus: &Bus<'_>) -> Result<(), Refused> {
-        if self.cc.en() || self.queues.is_some() || self.resetting || self.csts.cfs() {
+        if self.cc.en() || self.queues.is_some() || self.resetting.is_some() || self.csts.cfs() {
             return Err(Refused::new("the controller is enabled: reset it first"));
         }
         if let Some(what) = image.identity.difference(&self.identity(bus)) {

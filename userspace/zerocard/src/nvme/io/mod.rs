@@ -60,6 +60,11 @@ pub(super) enum Step {
     InFlight,
 }
 
+/// Number of Namespaces (NN): the highest identifier that is valid.
+pub(super) fn highest(namespaces: &[Arc<Namespace>]) -> u32 {
+    namespaces.last().map_or(1, |namespace| namespace.id)
+}
+
 /// What a command needs of its surroundings.
 pub(super) struct Surroundings<'a, 'b> {
     /// Namespaces that are attached to the controller.
@@ -74,10 +79,14 @@ pub(super) struct Surroundings<'a, 'b> {
 
 impl Surroundings<'_, '_> {
     fn namespace(&self, id: u32) -> Result<usize, Status> {
-        self.namespaces
-            .iter()
+        let mut namespaces = self.namespaces.iter();
+        namespaces
             .position(|namespace| namespace.id == id)
-            .ok_or(Status::INVALID_NAMESPACE)
+            .ok_or(match id {
+                // An identifier that could be attached, and is not.
+                1.. if id <= highest(self.namespaces) => Status::INVALID_FIELD,
+                _ => Status::INVALID_NAMESPACE,
+            })
     }
 }
 
@@ -141,7 +150,12 @@ fn prepare(request: &mut Request, around: &Surroundings<'_, '_>) -> Result<(), S
     if writes && namespace.medium.read_only() {
         return Err(Status::NAMESPACE_WRITE_PROTECTED);
     }
-    request.durable = writes && (around.durable || fields.has(nvm::FORCE_UNIT_ACCESS));
+    let forced = fields.has(nvm::FORCE_UNIT_ACCESS);
+    request.durable = match writes {
+        true => around.durable || forced,
+        // What is read shall be on the medium; without a cache it is.
+        false => forced && !around.durable,
+    };
     request.work = match command.opcode {
         opcode::READ => Work::Read,
         opcode::WRITE => Work::Write,

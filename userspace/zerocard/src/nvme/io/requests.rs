@@ -99,11 +99,17 @@ impl Request {
     }
 
     /// Bytes that it transfers between host and medium.
-    pub(crate) fn user_bytes(&self) -> u64 {
+    pub(crate) fn transfer_bytes(&self) -> u64 {
         match self.work {
-            Work::Read | Work::Write => self.len,
+            Work::Read | Work::Write | Work::Compare => self.len,
             _ => 0,
         }
+    }
+
+    /// Whether it may touch guest memory or change the medium, so that nothing may come after it
+    /// before it is over.
+    fn matters(&self) -> bool {
+        !matches!(self.work, Work::Flush | Work::Compare)
     }
 
     /// What a read wrote to guest memory is dirty.
@@ -193,6 +199,12 @@ impl Requests {
         self.in_kernel
     }
 
+    /// Whether the kernel works on requests that touch guest memory or change a medium.
+    pub(crate) fn matter(&self) -> bool {
+        let mut slots = self.slots.iter();
+        self.in_kernel > 0 && slots.any(|request| request.in_kernel && request.matters())
+    }
+
     /// Slots that the kernel works on.
     pub(crate) fn slots_in_kernel(&self) -> impl Iterator<Item = u32> + '_ {
         let slots = self.slots.iter().zip(0u32..);
@@ -211,6 +223,7 @@ impl Requests {
         for (request, slot) in self.slots.iter_mut().zip(0u32..) {
             request.orphan = request.in_kernel;
             if !request.in_kernel {
+                request.own = None;
                 self.free.push(slot);
             }
         }

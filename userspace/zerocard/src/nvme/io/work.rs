@@ -108,6 +108,7 @@ pub(super) fn next(
                 .then_some(Piece::Sync)
                 .inspect(|_| request.piece = Some(Piece::Sync)));
         }
+        Work::Read | Work::Compare if request.durable && !request.synced => Piece::Sync,
         Work::Read => {
             guest_buffers(request, Access::Write, around)?;
             Piece::Read { offset }
