@@ -184,7 +184,9 @@ impl Pass {
                 continue;
             }
             let deadlines = self.served.iter().filter_map(|served| served.deadline);
-            let timeout = deadlines.min().map(|next| next.saturating_duration_since(now));
+            let timeout = deadlines
+                .min()
+                .map(|next| next.saturating_duration_since(now));
             self.ring.wait(timeout).context("io_uring")?;
         }
         Ok(())

@@ -32,8 +32,8 @@ use super::staged::{Staged, Then};
 use crate::control::Rate;
 use crate::faults::{Decision, Fault, Point};
 use crate::memory::DmaError;
-use crate::pci::{GRACE, PATIENCE};
 use crate::pci::{Bus, Condition, Kind, Migratable, Phase, Progress};
+use crate::pci::{GRACE, PATIENCE};
 use crate::poller::Io;
 use crate::throttle::Throttle;
 
