@@ -36,9 +36,9 @@ const ADMIN_FAULT: &str = "op=get-features,sel=0xc5,nth=1,stall";
 /// `nvme` and `ext4` with what they need, by the stock kernel's own list.
 const MODULES: [&str; 2] = ["nvme", "ext4"];
 /// What runs on a card of two functions, in this order: what leaves a controller as it found it comes first.
-const SUBJECTS: [&str; 10] = [
+const SUBJECTS: [&str; 11] = [
     "identify", "commands", "logs", "features", "verify", "ext4", "timeouts", "resets", "shared",
-    "admin",
+    "admin", "lm",
 ];
 
 /// Namespaces 1 (512-byte blocks, memory), 2 (4096-byte blocks, a file) and 3 (shared); the scripts know them.
@@ -64,7 +64,7 @@ pub(super) fn scenario(session: &Session, results: &mut Results) -> Result<()> {
 /// Many functions, each with a namespace of its own.
 pub(super) fn many(session: &Session, results: &mut Results) -> Result<()> {
     let run = session.cache.run_dir("peers")?;
-    let mut options = Vec::new();
+    let mut options = vec!["--pollers".to_owned(), "2".to_owned()];
     for n in 1..=FUNCTIONS {
         options.extend(["--namespace".to_owned(), "memory=32M".to_owned()]);
         options.extend(["--function".to_owned(), format!("namespaces={n},queues=2")]);
