@@ -30,9 +30,4 @@ impl Namespace {
         // blocks << block_shift is the size of the medium, so nothing up to there overflows.
         (end <= self.blocks).then(|| (first << self.block_shift, blocks << self.block_shift))
     }
-
-    /// Bytes of a block.
-    pub(crate) fn block_size(&self) -> u32 {
-        1 << self.block_shift
-    }
 }

@@ -20,7 +20,7 @@ use crate::pci::Bus;
 pub(super) const BATCH: usize = 32;
 
 /// A doorbell value that the specification does not allow; nothing changed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct InvalidDoorbell;
 
 /// One ring: `head` is where the consumer is, `tail` where the producer is.

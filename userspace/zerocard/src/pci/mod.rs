@@ -636,7 +636,7 @@ pub(crate) mod tests {
                 msix,
                 attention: Attention::default(),
                 counters: Counters::default(),
-                faults: Faults::new(1, ["bench"].into_iter()),
+                faults: Faults::new(1, ["bench"]),
                 master: true,
                 asked: Asked::default(),
             }
@@ -738,7 +738,7 @@ pub(crate) mod tests {
     fn function() -> (Arc<Function>, Arc<Mutex<Seen>>) {
         let recorder = Recorder::default();
         let seen = Arc::clone(&recorder.0);
-        let faults = Faults::new(1, ["recorder"].into_iter());
+        let faults = Faults::new(1, ["recorder"]);
         let stage = Arc::clone(faults.stage(0).unwrap());
         let function = Function::new(&config::tests::identity(), Box::new(recorder), stage);
         (Arc::new(function), seen)

@@ -15,8 +15,8 @@ use super::features::{CRITICAL_TEMPERATURE, WARNING_TEMPERATURE};
 use super::{events, log_page, Context, Personality, Role, MDTS};
 use crate::nvme::controller::VERSION;
 use crate::nvme::data_pointer::SGLS;
-use crate::nvme::migration;
 use crate::nvme::io;
+use crate::nvme::migration;
 use crate::nvme::namespace::Namespace;
 use crate::pci::config::VENDOR;
 
@@ -66,11 +66,12 @@ pub(super) fn run(
     let csi = (command.cdw11 >> 24) as u8;
     match command.cdw10 as u8 {
         cns::CONTROLLER => controller(personality, &mut page),
-        cns::NAMESPACE => match find(personality, command.nsid)? {
-            Some(namespace) => describe(namespace, &mut page),
-            // A valid identifier without an attached namespace behind it: all zeroes.
-            None => {}
-        },
+        cns::NAMESPACE => {
+            // All zeroes for a valid identifier without an attached namespace behind it.
+            if let Some(namespace) = find(personality, command.nsid)? {
+                describe(namespace, &mut page);
+            }
+        }
         cns::ACTIVE_NAMESPACES => active(namespaces, command, &mut page)?,
         cns::COMMAND_SET_NAMESPACES => {
             check_csi(csi)?;
