@@ -9,6 +9,8 @@ pub(crate) mod admin;
 pub(crate) mod controller;
 pub(crate) mod data_pointer;
 mod io;
+#[cfg(test)]
+mod io_tests;
 pub(crate) mod migration;
 pub(crate) mod namespace;
 mod queues;
