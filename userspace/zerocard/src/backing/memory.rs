@@ -48,8 +48,10 @@ impl MemoryMedium {
 
     /// Copies blocks from `offset` on into the buffers, one after the other.
     ///
-    /// EINVAL: beyond the end. EFAULT: a buffer is outside its mapping, or read-only. EIO: the host
-    /// had no memory for the medium, which is lost.
+    /// EINVAL: beyond the end. EFAULT: a buffer is outside its mapping, read-only, or was taken away,
+    /// perhaps in the middle. EIO: the host had no memory for the medium, which is lost.
+    ///
+    /// Like every access to guest memory, under the lock of the function: see [`Mapping::revoke`].
     pub(crate) fn read_into(&self, offset: u64, buffers: &[Buffer]) -> Result<(), Errno> {
         let mut at = self.range(offset, buffers)?;
         for buffer in buffers {
@@ -58,14 +60,16 @@ impl MemoryMedium {
                 offset,
                 len,
             } = buffer;
-            Mapping::copy(&self.mapping, at, mapping, *offset, *len).ok_or(Errno::FAULT)?;
+            let copied = Mapping::copy(&self.mapping, at, mapping, *offset, *len);
+            self.intact()?;
+            still_there(mapping, copied)?;
             at += len;
         }
-        self.intact()
+        Ok(())
     }
 
     /// Copies the buffers, one after the other, to the blocks from `offset` on. Errors as in
-    /// [`MemoryMedium::read_into`]; buffers before the one with an error have been written.
+    /// [`MemoryMedium::read_into`]; buffers up to the one with an error may have been written.
     pub(crate) fn write_from(&self, offset: u64, buffers: &[Buffer]) -> Result<(), Errno> {
         let mut at = self.range(offset, buffers)?;
         for buffer in buffers {
@@ -74,10 +78,13 @@ impl MemoryMedium {
                 offset,
                 len,
             } = buffer;
-            Mapping::copy(mapping, *offset, &self.mapping, at, *len).ok_or(Errno::FAULT)?;
+            let copied = Mapping::copy(mapping, *offset, &self.mapping, at, *len);
+            self.intact()?;
+            // What was stored may be zeroes that never were the guest's.
+            still_there(mapping, copied)?;
             at += len;
         }
-        self.intact()
+        Ok(())
     }
 
     /// Zeroes `len` bytes from `offset` on; large ranges give their memory back.
@@ -89,7 +96,9 @@ impl MemoryMedium {
         }
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         if count < HOLE || rustix::fs::fallocate(&self.file, mode, offset, len).is_err() {
-            self.mapping.fill_zero(start, count).ok_or(Errno::INVAL)?;
+            let filled = self.mapping.fill_zero(start, count);
+            self.intact()?;
+            filled.ok_or(Errno::INVAL)?;
         }
         self.intact()
     }
@@ -115,6 +124,11 @@ impl MemoryMedium {
             Ok(())
         }
     }
+}
+
+/// Whether a copy from or to guest memory happened, and with guest memory all the time.
+fn still_there(mapping: &Mapping, copied: Option<()>) -> Result<(), Errno> {
+    copied.filter(|()| !mapping.revoked()).ok_or(Errno::FAULT)
 }
 
 #[cfg(test)]
@@ -182,6 +196,41 @@ mod tests {
             ram.read(0, &mut found).unwrap();
             assert!(found == expected, "{len} at {offset}");
         }
+    }
+
+    /// The VMM's file shrinks under a transfer: the handler of SIGBUS lets it go on with zeroes.
+    #[test]
+    fn zeroes_in_place_of_guest_memory_are_no_data() {
+        crate::sys::sigbus::install().unwrap();
+        let medium = MemoryMedium::new(1 << 20, 512).unwrap();
+        let ram = || {
+            let flags = MemfdFlags::CLOEXEC;
+            let file = rustix::fs::memfd_create("ram", flags).unwrap();
+            rustix::fs::ftruncate(&file, 8192).unwrap();
+            let mapping = Arc::new(Mapping::new(file.as_fd(), 8192, true).unwrap());
+            mapping.write(0, &[7; 8192]).unwrap();
+            (file, mapping)
+        };
+        for revoke in [false, true] {
+            for write in [false, true] {
+                let (file, mapping) = ram();
+                let buffers = [buffer(&mapping, 0, 512), buffer(&mapping, 4096, 512)];
+                medium.write_from(0, &buffers).unwrap();
+                if revoke {
+                    mapping.revoke();
+                } else {
+                    rustix::fs::ftruncate(&file, 4096).unwrap();
+                }
+                let result = if write {
+                    medium.write_from(0, &buffers)
+                } else {
+                    medium.read_into(0, &buffers)
+                };
+                assert_eq!(result, Err(Errno::FAULT), "revoke {revoke} write {write}");
+                assert!(mapping.revoked());
+            }
+        }
+        assert_eq!(medium.zero(0, 512), Ok(()), "the medium itself is well");
     }
 
     #[test]

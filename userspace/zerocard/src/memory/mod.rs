@@ -158,6 +158,10 @@ impl GuestMemory {
 
     /// Takes guest memory out of everybody's reach, also of requests that the kernel still works on.
     /// Only new maps bring it back.
+    ///
+    /// Nobody is in the middle of an access: all of them go through `self`, or through buffers of
+    /// `self` that are copied at once (`MemoryMedium`), under the lock that gives this `&mut`. Other
+    /// buffers only go to the kernel, which is told by EFAULT.
     pub(crate) fn revoke(&mut self) {
         self.files.revoke();
         self.maps.clear();
@@ -200,7 +204,8 @@ impl GuestMemory {
             piece
                 .mapping
                 .read(piece.offset, &mut data[done..done + piece.len])
-                .ok_or(DmaError::NotMapped)?;
+                .ok_or_else(|| refusal(piece.mapping))?;
+            // Before anybody takes zeroes for a command or for data.
             still_there(piece.mapping)?;
             done += piece.len;
         }
@@ -218,7 +223,7 @@ impl GuestMemory {
             piece
                 .mapping
                 .write(piece.offset, &data[done..done + piece.len])
-                .ok_or(DmaError::Permission)?;
+                .ok_or_else(|| refusal(piece.mapping))?;
             self.mark(at, piece.len as u64);
             still_there(piece.mapping)?;
             done += piece.len;
@@ -236,7 +241,7 @@ impl GuestMemory {
         piece
             .mapping
             .publish_u32(piece.offset, value)
-            .ok_or(DmaError::Permission)?;
+            .ok_or_else(|| refusal(piece.mapping))?;
         self.mark(iova, 4);
         still_there(piece.mapping)
     }
@@ -359,6 +364,12 @@ fn still_there(mapping: &Mapping) -> Result<(), DmaError> {
         return Err(DmaError::Revoked);
     }
     Ok(())
+}
+
+/// Why a mapping refused an access. That it is inside and permitted was seen before.
+#[cold]
+fn refusal(mapping: &Mapping) -> DmaError {
+    still_there(mapping).err().unwrap_or(DmaError::Permission)
 }
 
 #[cfg(test)]

@@ -146,28 +146,3 @@ pub(super) unsafe fn zero(to: *mut u8, len: usize) {
         }
     }
 }
-
-/// Whether two ranges of `len` bytes of shared memory hold the same.
-///
-/// # Safety
-///
-/// Both pointers point to `len` readable bytes.
-pub(super) unsafe fn equal(one: *const u8, other: *const u8, len: usize) -> bool {
-    // Through private copies, so that any alignment goes word by word.
-    let (mut left, mut right) = ([0; 256], [0; 256]);
-    let mut done = 0;
-    while done < len {
-        let count = (len - done).min(left.len());
-        let (left, right) = (&mut left[..count], &mut right[..count]);
-        // SAFETY: done + count <= len.
-        unsafe {
-            load(one.add(done), left);
-            load(other.add(done), right);
-        }
-        if left != right {
-            return false;
-        }
-        done += count;
-    }
-    true
-}

@@ -3,7 +3,7 @@
 //! Mappings: guest RAM, memory media, and bounce memory.
 //!
 //! Owned by `memory` and `backing`, which decide what may be accessed; this file guarantees that no
-//! access leaves a mapping. A guest changes the bytes at any time, so no reference into a mapping
+//! access leaves a mapping or meets one that was revoked. A guest changes the bytes at any time, so no reference into a mapping
 //! may ever exist: data is copied, once, with volatile or atomic accesses.
 
 use std::ffi::c_void;
@@ -20,13 +20,15 @@ use super::sigbus::Registration;
 /// Memory of `len` bytes: a shared mapping of the start of a file, or private memory.
 ///
 /// Invariant: `base` is the start of a mapping of `len` bytes that lives as long as this value,
-/// writable when `writable` is set, and `registration` is of just this range. The content may be
-/// replaced by [`Mapping::revoke`] at any time, the range stays mapped.
+/// writable when `writable` is set, and `registration` is of just this range. The handler of SIGBUS may
+/// replace the content at any time; after [`Mapping::revoke`] the range cannot be accessed at all. It
+/// stays taken either way.
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
     writable: bool,
-    registration: Registration,
+    /// Of mappings of files; private memory raises no SIGBUS.
+    registration: Option<Registration>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; it is only reached through the
@@ -46,26 +48,6 @@ impl Mapping {
         let base = unsafe {
             rustix::mm::mmap(ptr::null_mut(), len, protection, MapFlags::SHARED, file, 0)
         }?;
-        Self::own(base, len, writable, registration)
-    }
-
-    /// Private memory of `len` (not zero) bytes, zeroed and page-aligned.
-    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
-        let registration = Registration::new()?;
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: as in new().
-        let base = unsafe {
-            rustix::mm::mmap_anonymous(ptr::null_mut(), len, protection, MapFlags::PRIVATE)
-        }?;
-        Self::own(base, len, true, registration)
-    }
-
-    fn own(
-        base: *mut c_void,
-        len: usize,
-        writable: bool,
-        registration: Registration,
-    ) -> io::Result<Self> {
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: a new mapping that nobody else knows; drop() ends the registration before it. The
         // address is exposed for the handler, which makes a pointer of it.
@@ -74,7 +56,23 @@ impl Mapping {
             base,
             len,
             writable,
-            registration,
+            registration: Some(registration),
+        })
+    }
+
+    /// Private memory of `len` (not zero) bytes, zeroed and page-aligned.
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: as in new().
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(ptr::null_mut(), len, protection, MapFlags::PRIVATE)
+        }?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self {
+            base,
+            len,
+            writable: true,
+            registration: None,
         })
     }
 
@@ -88,9 +86,10 @@ impl Mapping {
         self.writable
     }
 
-    /// Pointer to `count` bytes at `offset`, `None` when they are not all inside.
+    /// Pointer to `count` bytes at `offset`, `None` when they are not all inside or the mapping was
+    /// revoked.
     fn at(&self, offset: usize, count: usize) -> Option<NonNull<u8>> {
-        if offset.checked_add(count)? > self.len {
+        if offset.checked_add(count)? > self.len || self.revoked() {
             return None;
         }
         // SAFETY: offset is at most len, so the result stays within the mapping (or one past it).
@@ -107,7 +106,7 @@ impl Mapping {
         self.at(offset, count).map(NonNull::as_ptr)
     }
 
-    /// Copies out; `None` when the range is not inside.
+    /// Copies out; `None` when the range is not inside or the mapping was revoked.
     pub(crate) fn read(&self, offset: usize, data: &mut [u8]) -> Option<()> {
         let source = self.at(offset, data.len())?.as_ptr();
         // SAFETY: at() checked that many bytes.
@@ -147,33 +146,6 @@ impl Mapping {
         Some(())
     }
 
-    /// Whether `len` bytes of two mappings are the same; `None` when a range is not inside.
-    pub(crate) fn equal(
-        one: &Self,
-        one_offset: usize,
-        other: &Self,
-        other_offset: usize,
-        len: usize,
-    ) -> Option<bool> {
-        let left = one.at(one_offset, len)?.as_ptr();
-        let right = other.at(other_offset, len)?.as_ptr();
-        // SAFETY: at() checked len bytes each.
-        Some(unsafe { bytes::equal(left, right, len) })
-    }
-
-    /// Loads a little-endian dword so that everything its writer wrote before is visible after;
-    /// `None` when it is not inside or not aligned.
-    pub(crate) fn load_u32(&self, offset: usize) -> Option<u32> {
-        let source = self.at(offset, 4)?.as_ptr().cast::<u32>();
-        if !source.is_aligned() {
-            return None;
-        }
-        // SAFETY: four mapped, aligned bytes that are never reached through a reference other than
-        // a short-lived atomic one. Loads work on read-only memory too.
-        let value = unsafe { AtomicU32::from_ptr(source) }.load(Ordering::Acquire);
-        Some(u32::from_le(value))
-    }
-
     /// Stores a little-endian dword so that all earlier writes are visible to whoever sees it;
     /// `None` when it is not inside, not aligned, or the mapping is read-only.
     pub(crate) fn publish_u32(&self, offset: usize, value: u32) -> Option<()> {
@@ -181,31 +153,39 @@ impl Mapping {
         if !target.is_aligned() {
             return None;
         }
-        // SAFETY: as in load_u32(), and the mapping is writable.
+        // SAFETY: four mapped, writable, aligned bytes that are never reached through a reference
+        // other than a short-lived atomic one.
         unsafe { AtomicU32::from_ptr(target) }.store(value.to_le(), Ordering::Release);
         Some(())
     }
 
-    /// Lets go of the memory: from its return on, all accesses through this mapping, by any thread
-    /// and by the kernel for requests that it still holds, go to private memory that starts as
-    /// zeroes. There is no way back.
+    /// Lets go of the memory. From its return on, all accesses through this mapping are refused, and
+    /// the kernel gets EFAULT in the middle of requests that it still holds: not zeroes, which it
+    /// would write to a file. There is no way back. Memory of our own, which nobody else has, stays.
+    ///
+    /// No access may be under way on another thread: it would end the process (SIGSEGV). The lock of
+    /// the function sees to that, under which guest memory is accessed as well as taken away.
     ///
     /// Ends the process when the kernel refuses, which it does only for lack of memory.
     pub(crate) fn revoke(&self) {
-        self.registration.revoke();
+        if let Some(registration) = &self.registration {
+            registration.revoke();
+        }
     }
 
     /// Whether the memory was let go of: by [`Mapping::revoke`], or because its file shrank and an
-    /// access found nothing. When this gives false, what was read before the call was real.
+    /// access found nothing. When this gives false, what was read before the call was real; when it
+    /// gives true, it may have been zeroes.
     pub(crate) fn revoked(&self) -> bool {
-        self.registration.revoked()
+        let registration = self.registration.as_ref();
+        registration.is_some_and(Registration::revoked)
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // Before the range can become somebody else's.
-        self.registration.withdraw();
+        self.registration = None;
         let base = self.base.as_ptr().cast::<c_void>();
         // SAFETY: base and len describe a mapping of ours, and no pointer into it outlives a call:
         // what has one in the kernel (a ring) keeps this value alive.

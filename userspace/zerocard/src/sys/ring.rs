@@ -122,7 +122,7 @@ pub(crate) struct Ring {
     slots: Vec<Slot>,
     /// Requests that ended without the kernel, with their results.
     refused: Vec<(u32, i32)>,
-    /// Slots that are busy.
+    /// Slots that are busy: requests pushed and not reaped yet.
     in_flight: u32,
     waker: Arc<Waker>,
     /// The kernel polls the waker's eventfd, or will at the next submission.
@@ -314,11 +314,6 @@ impl Ring {
     /// What wakes [`Ring::wait`] from another thread.
     pub(crate) fn waker(&self) -> Arc<Waker> {
         Arc::clone(&self.waker)
-    }
-
-    /// Requests pushed and not reaped yet.
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight
     }
 
     /// Makes the kernel watch the waker's eventfd. Each signal of it completes once, read or not.

@@ -2,10 +2,11 @@
 
 //! SIGBUS: a VMM that shrinks its RAM file must not end the process that serves other VMs.
 //!
-//! Every [`Mapping`](super::Mapping) is registered in a table of fixed size. An access to a page
+//! Every [`Mapping`](super::Mapping) of a file is registered in a table of fixed size. An access to a page
 //! that is gone raises SIGBUS on the accessing thread; the handler finds the mapping by the address,
 //! replaces all of it by private zeroes, marks it revoked and returns, so that the access is
-//! repeated and succeeds. A SIGBUS for any other reason gets the default action.
+//! repeated and succeeds. Whoever accessed asks afterwards whether the mapping was revoked. A SIGBUS
+//! for any other reason gets the default action.
 //!
 //! The handler takes no lock and allocates nothing: it reads atomics and makes system calls.
 
@@ -18,8 +19,9 @@ use std::sync::OnceLock;
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::process::Signal;
 
-/// Mappings that can exist at once in the process. A VM needs one for each RAM file.
-const CAPACITY: usize = 4096;
+/// Mappings of files that can exist at once in the process: more than the RAM files that the clients
+/// of all functions may have together, so that none takes another's.
+const CAPACITY: usize = 8192;
 
 /// One mapping, or none (`len` 0).
 ///
@@ -108,13 +110,12 @@ impl Registration {
             self.0.base.load(Ordering::Relaxed),
             self.0.len.load(Ordering::Relaxed),
         );
+        // Nobody may access it, so that the kernel, too, fails instead of taking zeroes for data.
+        let nothing = ProtFlags::empty();
         // SAFETY: the range is a mapping of our holder's, by publish().
-        if len != 0 && unsafe { replace(self.0, base, len) }.is_err() {
+        if len != 0 && unsafe { replace(self.0, base, len, nothing) }.is_err() {
             // Nobody could promise any more that the guest's memory is left alone.
-            tracing::error!(
-                "no memory to detach a mapping of {len} bytes (vm.overcommit_memory=2 needs \
-                 room for it)"
-            );
+            tracing::error!("no memory to detach a mapping of {len} bytes");
             std::process::abort();
         }
     }
@@ -134,22 +135,25 @@ impl Drop for Registration {
     }
 }
 
-/// Puts private zeroes in place of a mapping.
+/// Puts private zeroes with this protection in place of a mapping.
 ///
 /// # Safety
 ///
 /// The range is the mapping of `entry`, and it stays one during the call.
-unsafe fn replace(entry: &Entry, base: usize, len: usize) -> rustix::io::Result<()> {
+unsafe fn replace(
+    entry: &Entry,
+    base: usize,
+    len: usize,
+    protection: ProtFlags,
+) -> rustix::io::Result<()> {
     // Before the zeroes can be seen: who reads zeroes and asks then, has to learn it.
     entry.revoked.store(true, Ordering::SeqCst);
-    // Writable also where the mapping was not: Mapping::write still refuses, and what the kernel
-    // was asked to write there goes nowhere. No reserve: it is to work for any size of VM.
+    // No reserve: it is to work for any size of VM.
     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
-    let protection = ProtFlags::READ | ProtFlags::WRITE;
     let base = ptr::with_exposed_provenance_mut::<c_void>(base);
     // SAFETY: only a mapping of ours is replaced, and no reference points into it. Accesses by other
-    // threads are volatile or atomic: they see the old or the new bytes, and the range is mapped at
-    // any time, because the kernel replaces it in one step.
+    // threads are volatile or atomic: they see the old or the new bytes, and the range is never
+    // free, because the kernel replaces it in one step.
     unsafe { rustix::mm::mmap_anonymous(base, len, protection, flags) }.map(drop)
 }
 
@@ -183,8 +187,12 @@ extern "C" fn handle(_signal: c_int, info: *const SignalInfo, _context: *mut c_v
             // do not overlap, and an entry never outlives its mapping, so this is its entry.
             //
             // Should another thread be here for the same mapping, or have been, zeroes are replaced
-            // by zeroes; only what the card wrote into a mapping that is lost anyway, is lost.
-            if unsafe { replace(entry, base, len) }.is_ok() {
+            // by zeroes; only what the card wrote into a mapping that is lost anyway, is lost. It was
+            // not revoke()d: that waits for accesses.
+            //
+            // Writable also where the mapping was not: the access may be any.
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            if unsafe { replace(entry, base, len, protection) }.is_ok() {
                 return;
             }
         }

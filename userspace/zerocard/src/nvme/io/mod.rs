@@ -230,6 +230,8 @@ fn go_on(request: &mut Request, slot: u32, around: &Surroundings<'_, '_>, io: &m
             }
             Medium::Memory(memory) => {
                 let result = piece.on_memory(memory, &request.buffers);
+                // They would keep the guest's memory for as long as the slot is not used again.
+                request.buffers.clear();
                 request.mark(around.bus);
                 result
             }
