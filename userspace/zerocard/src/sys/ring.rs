@@ -316,6 +316,12 @@ impl Ring {
         Arc::clone(&self.waker)
     }
 
+    /// Requests pushed and not reaped yet.
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
     /// Makes the kernel watch the waker's eventfd. Each signal of it completes once, read or not.
     fn poll_waker(&mut self) {
         if !self.make_room() {
