@@ -186,6 +186,63 @@ fn permissions_and_missing_descriptors_fail_the_access_only() {
 }
 
 #[test]
+fn a_client_has_so_many_files_and_no_more() {
+    let files: Vec<_> = (0..65).map(|_| memfd(0x1000)).collect();
+    let mut memory = GuestMemory::default();
+    let at = |i: usize| request(i as u64 * 0x1000, 0x1000, 0);
+    for (i, file) in files[..64].iter().enumerate() {
+        memory.map(at(i), Some(file)).unwrap();
+    }
+    let error = memory.map(at(64), Some(&files[64])).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+    assert!(error.to_string().contains("64 RAM files"), "{error}");
+    // Those that are mapped can be mapped again, and one that goes makes room.
+    memory.map(at(64), Some(&files[0])).unwrap();
+    memory.unmap(0x5000, 0x1000);
+    memory.map(at(5), Some(&files[64])).unwrap();
+    // What has grown is another mapping, however often it grows.
+    memory.unmap(0x5000, 0x1000);
+    rustix::fs::ftruncate(&files[1], 0x2000).unwrap();
+    let longer = |iova| request(iova, 0x2000, 0);
+    memory.map(longer(0x10_0000), Some(&files[1])).unwrap();
+    rustix::fs::ftruncate(&files[1], 0x3000).unwrap();
+    let grown = MapRequest {
+        offset: 0x1000,
+        ..longer(0x20_0000)
+    };
+    let error = memory.map(grown, Some(&files[1])).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+}
+
+#[test]
+fn only_files_in_memory_are_taken_for_ram() {
+    use rustix::fs::{Mode, OFlags};
+
+    let mut memory = GuestMemory::default();
+    let (pipe, _writer) = rustix::pipe::pipe().unwrap();
+    let open = |path| rustix::fs::open(path, OFlags::RDWR, Mode::empty()).unwrap();
+    // Neither is on tmpfs, though its inode may be; /proc is on a filesystem of its own.
+    let status = rustix::fs::open("/proc/self/stat", OFlags::RDONLY, Mode::empty()).unwrap();
+    for (file, name) in [
+        (pipe, "pipe"),
+        (open("/dev/zero"), "device"),
+        (status, "proc"),
+    ] {
+        let error = memory.map(request(0, 1, 0), Some(&file)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{name}");
+        assert!(error.to_string().contains("memfd"), "{name}: {error}");
+    }
+    let shared = std::path::Path::new("/dev/shm");
+    if shared.is_dir() {
+        let file = tempfile::tempfile_in(shared).unwrap();
+        file.set_len(0x1000).unwrap();
+        memory
+            .map(request(0, 0x1000, 0), Some(&file.into()))
+            .unwrap();
+    }
+}
+
+#[test]
 fn the_last_unmap_drops_the_file() {
     let file = memfd(0x2000);
     let mut memory = GuestMemory::default();

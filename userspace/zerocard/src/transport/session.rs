@@ -297,6 +297,7 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(match error.kind() {
         io::ErrorKind::AlreadyExists => Errno::EXIST,
         io::ErrorKind::OutOfMemory => Errno::NOMEM,
+        io::ErrorKind::QuotaExceeded => Errno::MFILE,
         _ => Errno::INVAL,
     })
 }
