@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::{bail, ensure, Context as _, Result};
+use anyhow::{anyhow, bail, ensure, Context as _, Result};
 
 use crate::backing::{FileMedium, FileOptions, Medium, MemoryMedium};
 use crate::control::Rate;
@@ -24,7 +24,8 @@ const MAX_NAME: usize = 32;
 fn pairs(text: &str, mut take: impl FnMut(&str, &str) -> Result<()>) -> Result<()> {
     for pair in text.split(',').filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        take(key, value).with_context(|| format!("in {pair:?}"))?;
+        // In one piece: clap shows an error without its causes.
+        take(key, value).map_err(|error| anyhow!("in {pair:?}: {error:#}"))?;
     }
     Ok(())
 }
