@@ -21,10 +21,10 @@ fn identify_reaches_guest_memory_and_interrupts() {
     assert_eq!(page[0..4], [0x53, 0x5a, 0x53, 0x5a], "VID, SSVID");
     assert_eq!(&page[4..24], b"ZS00000001          ", "SN");
     assert_eq!(&page[24..42], b"Zeroshift zerocard", "MN");
-    assert_eq!(page[77], 5, "MDTS");
+    assert_eq!(page[77], 7, "MDTS");
     assert_eq!(page[80..84], [0, 1, 2, 0], "VER 2.1.0");
     assert_eq!(page[111], 3, "CNTRLTYPE");
-    assert_eq!(page[256..258], [0, 0], "OACS");
+    assert_eq!(page[256..258], [0, 8], "OACS.HMLMS");
     assert!(page[768..1024].starts_with(b"nqn.2014-08.org.nvmexpress:uuid:"));
     assert_eq!(
         driver.client.read(BAR0, 0x08, 4).unwrap(),

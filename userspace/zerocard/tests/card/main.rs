@@ -6,8 +6,11 @@
 
 mod admin;
 mod client;
+mod disk;
 mod driver;
 mod fuzz;
+mod io;
 mod process;
 mod protocol;
+mod resets;
 mod server;

@@ -14,7 +14,7 @@ use crate::client::{message, Client, DMA_MAP, REGION_READ};
 use crate::driver::Driver;
 use crate::server::{readable, wait, zerocard, Server};
 
-fn fails(arguments: &[&str], directory: Option<&Path>) -> (Option<i32>, String) {
+pub(crate) fn fails(arguments: &[&str], directory: Option<&Path>) -> (Option<i32>, String) {
     let mut command = zerocard();
     command.args(arguments);
     if let Some(directory) = directory {

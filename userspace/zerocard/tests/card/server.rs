@@ -35,6 +35,16 @@ impl Server {
         server
     }
 
+    /// With options that may name files in its own directory.
+    pub(crate) fn with(options: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = options(directory.path());
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        let mut server = Self::start_in(directory.path(), &options);
+        server.directory = Some(directory);
+        server
+    }
+
     pub(crate) fn start_in(directory: &Path, options: &[&str]) -> Self {
         Self::start_with(zerocard(), directory, options)
     }
@@ -62,7 +72,26 @@ impl Server {
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
-        self.directory.as_ref().unwrap().path().join("admin.sock")
+        self.socket_of("admin")
+    }
+
+    pub(crate) fn socket_of(&self, function: &str) -> PathBuf {
+        self.path(&format!("{function}.sock"))
+    }
+
+    /// A file in the card's directory.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.as_ref().unwrap().path().join(name)
+    }
+
+    /// Bytes of the process that are in memory, without what it shares with others.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kilobytes = line.unwrap().trim().trim_end_matches(" kB");
+        kilobytes.parse::<u64>().unwrap() << 10
     }
 
     pub(crate) fn pid(&self) -> u32 {

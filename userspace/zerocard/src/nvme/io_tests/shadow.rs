@@ -47,11 +47,12 @@ fn configure(rig: &mut Rig) {
     assert_eq!(rig.admin_status(config), 0);
 }
 
-/// `entries` for both queues of pair 1.
-fn rig(entries: u32) -> Rig {
+/// Entries of the submission and of the completion queue 1.
+fn rig(sq: u32, cq: u32) -> Rig {
     let mut rig = Rig::enabled(vec![memory(1)]);
     configure(&mut rig);
-    rig.create_pair(1, entries);
+    rig.create_cq(1, cq);
+    rig.create_sq(1, 1, sq);
     rig
 }
 
@@ -73,7 +74,7 @@ fn buffers_start_pages() {
 
 #[test]
 fn doorbells_in_memory_are_seen_without_real_ones() {
-    let mut rig = rig(16);
+    let mut rig = rig(16, 16);
     for round in 1..=40u32 {
         rig.queue(1, &block_command(READ, 1, 0, 1));
         let tail = rig.sq(1).tail;
@@ -97,7 +98,7 @@ fn doorbells_in_memory_are_seen_without_real_ones() {
 
 #[test]
 fn a_doorbell_in_memory_that_is_not_allowed_is_an_event_and_moves_nothing() {
-    let mut rig = rig(16);
+    let mut rig = rig(16, 16);
     let request = Command {
         cid: 0x77,
         ..command(0x0c, 0)
@@ -113,7 +114,7 @@ fn a_doorbell_in_memory_that_is_not_allowed_is_an_event_and_moves_nothing() {
 
 #[test]
 fn buffers_that_are_not_mapped_are_fatal_and_a_reset_forgets_them() {
-    let mut rig = rig(16);
+    let mut rig = rig(16, 16);
     rig.bench.memory.unmap(DOORBELLS, 0x1000);
     rig.pass();
     assert_eq!(rig.get(0x1c), 3);
@@ -149,17 +150,18 @@ struct Update {
 
 #[test]
 fn no_interleaving_loses_a_wake_up() {
-    for entries in [2, 3, 8, 64] {
+    // A completion queue with less room than the submission queue makes head doorbells count.
+    for (sq, cq) in [(2, 2), (3, 2), (8, 8), (8, 3), (64, 5)] {
         for seed in 1..=60u64 {
-            interleave(entries, seed);
+            interleave(sq, cq, seed);
         }
     }
 }
 
 /// Driver and poller take turns at random, in steps that are halves of doorbell updates, passes,
 /// and going to sleep. When neither has anything left to do, nothing may be lying around.
-fn interleave(entries: u32, seed: u64) {
-    let mut rig = rig(entries);
+fn interleave(entries: u32, cq: u32, seed: u64) {
+    let mut rig = rig(entries, cq);
     let mut random = Random(seed);
     let (mut submitted, mut completed, mut rung) = (0u32, 0u32, 0u32);
     let mut half: Option<Update> = None;
@@ -228,7 +230,7 @@ fn interleave(entries: u32, seed: u64) {
                 let idle = half.is_none() && asleep && !unreaped;
                 assert!(
                     !idle || submitted == completed,
-                    "lost: {entries} entries, seed {seed}: {submitted} submitted, {completed} \
+                    "lost: {entries} and {cq} entries, seed {seed}: {submitted} submitted, {completed} \
                      completed"
                 );
             }
@@ -244,8 +246,8 @@ fn interleave(entries: u32, seed: u64) {
 fn a_driver_on_another_processor_is_never_overlooked() {
     const COMMANDS: u32 = 20_000;
     const LIMIT: Duration = Duration::from_secs(60);
-    for entries in [4, 32] {
-        let mut rig = rig(entries);
+    for (sq, cq) in [(4, 4), (32, 32), (32, 4)] {
+        let mut rig = rig(sq, cq);
         let (doorbells, rung) = mpsc::channel::<(usize, u32)>();
         let mut driver = Driver {
             memory: GuestMemory::default(),
