@@ -32,7 +32,7 @@ impl Closer {
 /// What a client does to an interrupt vector.
 #[derive(Debug)]
 pub(crate) enum VectorAction {
-    /// Gives it an eventfd, or takes it away.
+    /// Gives it an eventfd that does not block, or takes it away.
     Assign(Option<OwnedFd>),
     /// Signals the eventfd without the device.
     Trigger,

@@ -9,5 +9,6 @@ pub(crate) mod device;
 pub(crate) mod listener;
 mod session;
 mod stream;
+mod trigger;
 mod version;
 mod wire;

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::device::{Device, Region, VectorAction};
 use super::stream::{Closed, Message, Stream};
+use super::trigger::is_trigger;
 use super::version;
 use super::wire::{self, command, irq, region, Body};
 use crate::memory::MapRequest;
@@ -222,6 +223,15 @@ impl Session<'_> {
             (irq::DATA_EVENTFD, irq::ACTION_TRIGGER) => {
                 // Either every vector gets an eventfd or every vector loses its own.
                 if !fds.is_empty() && fds.len() != count as usize {
+                    return Err(Errno::INVAL);
+                }
+                if !fds.iter().all(is_trigger) {
+                    if self.warnings.ready() {
+                        tracing::warn!(
+                            "interrupts refused: a descriptor is no eventfd, or one that blocks \
+                             (EFD_NONBLOCK is needed)"
+                        );
+                    }
                     return Err(Errno::INVAL);
                 }
                 let mut fds = fds.into_iter();

@@ -294,6 +294,16 @@ fn eventfds_are_assigned_masked_and_taken_away() {
         let refused = client.set_irqs(flags, start, count, data, &[]);
         assert_eq!(refused, Err(EINVAL), "flags {flags:#x} {start} {count}");
     }
+    // What could block the card is refused, and the vector keeps what it has.
+    client.set_irqs(0x24, 0, 1, &[], &[event.as_fd()]).unwrap();
+    let blocking = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let (_reader, pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+    for bad in [&blocking, &pipe] {
+        let refused = client.set_irqs(0x24, 0, 1, &[], &[bad.as_fd()]);
+        assert_eq!(refused, Err(EINVAL));
+    }
+    client.set_irqs(0x21, 0, 1, &[], &[]).unwrap();
+    assert_eq!(wait_fired(&event), 1, "still assigned");
     let other_index = bytes32(&[20, 0x21, 0, 0, 1]);
     assert_eq!(
         client.call(SET_IRQS, &other_index),
