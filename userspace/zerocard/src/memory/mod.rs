@@ -195,40 +195,28 @@ impl GuestMemory {
 
     /// Copies guest memory out. All of it or nothing.
     pub(crate) fn read(&self, iova: u64, data: &mut [u8]) -> Result<(), DmaError> {
-        self.check(iova, data.len(), Access::Read)?;
-        let mut done = 0;
-        while done < data.len() {
-            let at = iova + done as u64;
-            let piece = self.piece(at, data.len() - done, Access::Read)?;
+        self.for_pieces(iova, data.len(), Access::Read, |piece, done| {
             self.count();
             piece
                 .mapping
                 .read(piece.offset, &mut data[done..done + piece.len])
                 .ok_or_else(|| refusal(piece.mapping))?;
             // Before anybody takes zeroes for a command or for data.
-            still_there(piece.mapping)?;
-            done += piece.len;
-        }
-        Ok(())
+            still_there(piece.mapping)
+        })
     }
 
     /// Copies into guest memory. All of it or nothing.
     pub(crate) fn write(&self, iova: u64, data: &[u8]) -> Result<(), DmaError> {
-        self.check(iova, data.len(), Access::Write)?;
-        let mut done = 0;
-        while done < data.len() {
-            let at = iova + done as u64;
-            let piece = self.piece(at, data.len() - done, Access::Write)?;
+        self.for_pieces(iova, data.len(), Access::Write, |piece, done| {
             self.count();
             piece
                 .mapping
                 .write(piece.offset, &data[done..done + piece.len])
                 .ok_or_else(|| refusal(piece.mapping))?;
-            self.mark(at, piece.len as u64);
-            still_there(piece.mapping)?;
-            done += piece.len;
-        }
-        Ok(())
+            self.mark(iova + done as u64, piece.len as u64);
+            still_there(piece.mapping)
+        })
     }
 
     /// Stores one aligned dword after everything written before, for an observer that polls it.
@@ -258,11 +246,7 @@ impl GuestMemory {
         out: &mut Vec<Buffer>,
     ) -> Result<(), DmaError> {
         let len = usize::try_from(len).map_err(|_| DmaError::NotMapped)?;
-        self.check(iova, len, access)?;
-        let mut done = 0;
-        while done < len {
-            let piece = self.piece(iova + done as u64, len - done, access)?;
-            done += piece.len;
+        self.for_pieces(iova, len, access, |piece, _| {
             match out.last_mut() {
                 Some(last)
                     if Arc::ptr_eq(&last.mapping, piece.mapping)
@@ -276,8 +260,8 @@ impl GuestMemory {
                     len: piece.len,
                 }),
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// The kernel has written to the range, or may have.
@@ -308,14 +292,37 @@ impl GuestMemory {
             .store(accesses.wrapping_add(1), Ordering::Relaxed);
     }
 
-    /// Whether all of a range can be accessed.
+    /// Does `work` for each piece of a range, with the bytes before it, when all of the range can be
+    /// accessed; else for none.
     #[inline]
-    fn check(&self, iova: u64, len: usize, access: Access) -> Result<(), DmaError> {
+    fn for_pieces(
+        &self,
+        iova: u64,
+        len: usize,
+        access: Access,
+        mut work: impl FnMut(&Piece<'_>, usize) -> Result<(), DmaError>,
+    ) -> Result<(), DmaError> {
         let mut done = 0;
+        if len > 0 {
+            let first = self.piece(iova, len, access)?;
+            still_there(first.mapping)?;
+            // Nearly every access lies in one map and is looked up once.
+            if first.len == len {
+                return work(&first, 0);
+            }
+            done = first.len;
+        }
         while done < len {
             let at = iova.checked_add(done as u64).ok_or(DmaError::NotMapped)?;
             let piece = self.piece(at, len - done, access)?;
             still_there(piece.mapping)?;
+            done += piece.len;
+        }
+        done = 0;
+        while done < len {
+            // The range does not wrap, as the first round has seen.
+            let piece = self.piece(iova + done as u64, len - done, access)?;
+            work(&piece, done)?;
             done += piece.len;
         }
         Ok(())

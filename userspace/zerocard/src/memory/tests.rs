@@ -404,6 +404,14 @@ fn the_log_outlives_maps_and_ends_with_the_client() {
 }
 
 #[test]
+fn an_access_of_no_bytes_is_always_possible() {
+    let memory = GuestMemory::default();
+    assert_eq!(memory.read(7, &mut []), Ok(()));
+    assert_eq!(memory.write(u64::MAX, &[]), Ok(()));
+    assert_eq!(memory.accesses(), 0);
+}
+
+#[test]
 fn accesses_are_counted_by_contiguous_part() {
     let file = memfd(0x2000);
     let mut memory = GuestMemory::default();
