@@ -67,7 +67,7 @@ pub(super) struct Counts {
 
 /// The rules of one function.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(super) struct Stage {
     seed: u64,
     function: String,
     rules: Vec<Active>,
@@ -88,7 +88,7 @@ struct Active {
 
 impl Stage {
     /// A stage without rules.
-    pub(crate) fn new(seed: u64, function: &str) -> Self {
+    pub(super) fn new(seed: u64, function: &str) -> Self {
         Self {
             seed,
             function: function.to_owned(),
@@ -131,13 +131,8 @@ impl Stage {
         self.rules.iter().any(|rule| rule.action == Action::Forget)
     }
 
-    /// Whether there is no rule at all.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.rules.is_empty()
-    }
-
     /// Asked once per command, when it was fetched.
-    pub(crate) fn decide(&mut self, point: &Point) -> Decision {
+    pub(super) fn decide(&mut self, point: &Point) -> Decision {
         let mut decision = Decision::Proceed;
         for rule in &mut self.rules {
             if rule.action == Action::Forget || !rule.filter.matches(point) {
@@ -159,7 +154,7 @@ impl Stage {
     }
 
     /// Asked once per dirty mark: whether it is lost.
-    pub(crate) fn loses_mark(&mut self) -> bool {
+    pub(super) fn loses_mark(&mut self) -> bool {
         let mut lost = false;
         for rule in &mut self.rules {
             if rule.action == Action::Forget && rule.step().is_some() && !lost {

@@ -10,6 +10,7 @@ use zeroshift_nvme::completion::Completion;
 use zeroshift_nvme::status::Status;
 
 use super::random::Random;
+use super::stage::Stage;
 use super::*;
 
 const READ: Point = Point {
