@@ -13,8 +13,8 @@ use crate::driver::{eventfd, memfd, wait_fired};
 pub(crate) const RAM: u64 = 4 << 20;
 const ADMIN_SQ: u64 = 0x1000;
 const ADMIN_CQ: u64 = 0x2000;
-const SQ: u64 = 0x4000;
-const CQ: u64 = 0x6000;
+pub(crate) const SQ: u64 = 0x4000;
+pub(crate) const CQ: u64 = 0x6000;
 const LISTS: u64 = 0x10_0000;
 pub(crate) const DATA: u64 = 0x20_0000;
 /// Bytes of data that each command may have.

@@ -211,6 +211,98 @@ fn a_file_that_became_shorter_fails_reads_and_nothing_else() {
     assert_eq!(rig.get(0x1c), 1);
 }
 
+/// Linux error numbers, negated.
+const EINTR: i32 = -4;
+const EIO: i32 = -5;
+const EAGAIN: i32 = -11;
+const EFAULT: i32 = -14;
+const ENOSPC: i32 = -28;
+const ECANCELED: i32 = -125;
+
+#[test]
+fn work_that_the_kernel_did_in_part_goes_on_where_it_ended() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    let mut rig = rig(directory.path());
+    let data = pattern(4, 0x2000);
+    let unaligned = |opcode| Command {
+        prp1: DATA + 0x204,
+        prp2: LIST,
+        ..block_command(opcode, 2, 8, 16)
+    };
+    let pages = [DATA + 0x4000, DATA + 0x2000];
+    rig.put(LIST, pages.map(u64::to_le_bytes).as_flattened());
+    let parts = [
+        (DATA + 0x204, 0xdfc),
+        (DATA + 0x4000, 0x1000),
+        (DATA + 0x2000, 0x204),
+    ];
+    for part in [1, 511, 0xdfc, 0xdfd, 0x1fff] {
+        std::fs::write(&path, vec![0; 8 << 20]).unwrap();
+        let mut rest = &data[..];
+        for (iova, len) in parts {
+            rig.put(iova, &rest[..len]);
+            rest = &rest[len..];
+        }
+        // The rest of what the kernel wrote is gone, as if it had not been written.
+        rig.submit(1, &unaligned(WRITE));
+        rig.pass();
+        while rig.ring.in_flight() > 0 && !rig.collect_cut(part, &path) {}
+        rig.settle();
+        assert_eq!(code(&rig.reap(1).unwrap()), 0);
+        rig.ring_head(1);
+        let found = std::fs::read(&path).unwrap();
+        assert!(found[0x1000..0x3000] == data, "{part} bytes written first");
+        for (iova, len) in parts {
+            rig.put(iova, &vec![0; len]);
+        }
+        assert_eq!(rig.io_as(unaligned(READ), |_| part as i32), 0);
+        let found: Vec<u8> = parts
+            .iter()
+            .flat_map(|(iova, len)| rig.bytes(*iova, *len))
+            .collect();
+        assert!(found == data, "{part} bytes read first");
+        assert_eq!(rig.io_as(unaligned(COMPARE), |_| part as i32), 0);
+    }
+}
+
+impl Rig {
+    /// Collects a write that is said to have ended after `part` bytes, and was undone beyond.
+    fn collect_cut(&mut self, part: u64, path: &Path) -> bool {
+        use std::os::unix::fs::FileExt;
+        let disk = std::fs::File::options().write(true).open(path).unwrap();
+        self.collect_as(|_| {
+            let rest = vec![0; 0x2000 - part as usize];
+            disk.write_all_at(&rest, 0x1000 + part).unwrap();
+            part as i32
+        })
+    }
+}
+
+#[test]
+fn what_the_kernel_says_becomes_the_status_that_fits() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut rig = rig(directory.path());
+    for (opcode, result, expected) in [
+        (READ, EAGAIN, 0x000), // again, and then it works
+        (WRITE, EINTR, 0x000),
+        (READ, EIO, 0x281),
+        (READ, 0, 0x281), // the file has become shorter
+        (COMPARE, EIO, 0x281),
+        (WRITE, EIO, 0x280),
+        (WRITE, ENOSPC, 0x280),
+        (WRITE_ZEROES, EIO, 0x280),
+        (READ, EFAULT, 0x004),
+        (WRITE, EFAULT, 0x004),
+        (READ, ECANCELED, 0x007),
+        (WRITE, ECANCELED, 0x007),
+    ] {
+        rig.put(DATA, &[0; 0x1000]);
+        let found = rig.io_as(block_command(opcode, 2, 0, 8), |_| result);
+        assert_eq!(found, expected, "{opcode:#x} with {result}");
+    }
+}
+
 #[test]
 fn controllers_that_share_a_namespace_see_each_others_writes() {
     let directory = tempfile::tempdir().unwrap();
