@@ -13,5 +13,5 @@ pub(crate) mod sigbus;
 mod waker;
 
 pub(crate) use mapping::Mapping;
-pub(crate) use ring::{Buffer, Full, Operation, Ring};
+pub(crate) use ring::{Buffer, Full, Operation, Ring, MAX_VECTORS};
 pub(crate) use waker::Waker;

@@ -185,3 +185,95 @@ fn a_success_beside_a_failure_counts_for_nothing() {
     assert_eq!(status.bits(), WRITE_FAULT_DNR);
     assert_eq!(Rig::new(memory()).status(command(0x00, 0)), Status::SUCCESS);
 }
+
+const LIST: u64 = 0x1_0000;
+
+/// A command on `pieces` / 64 blocks with an SGL of data blocks of 8 bytes, 16 bytes apart.
+fn scattered(rig: &Rig, opcode: u8, first: u64, pieces: u64) -> Command {
+    let mut list = Vec::new();
+    for piece in 0..pieces {
+        list.extend((first + piece * 16).to_le_bytes());
+        // Length, and the descriptor type (0h: data block).
+        list.extend([8, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    rig.bench.memory.write(LIST, &list).unwrap();
+    Command {
+        // SGL Last Segment descriptor (3h).
+        flags: 0x40,
+        prp1: LIST,
+        prp2: 0x30 << 56 | list.len() as u64,
+        ..command(opcode, pieces as u32 / 64 - 1)
+    }
+}
+
+/// More pieces than the kernel takes in one request (1024).
+#[test]
+fn lists_of_any_number_of_pieces_move_the_right_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    for medium in [file(directory.path()), memory()] {
+        let mut rig = Rig::new(medium);
+        for pieces in [1024, 1088, 1536, 2048, 4096] {
+            let len = pieces as usize * 8;
+            let data: Vec<u8> = (0..len).map(|i| (i / 8 + i * 31 + len) as u8).collect();
+            for (piece, at) in data.chunks(8).zip(0u64..) {
+                rig.bench.memory.write(DATA + at * 16, piece).unwrap();
+            }
+            let write = scattered(&rig, 0x01, DATA, pieces);
+            assert_eq!(rig.status(write), Status::SUCCESS, "{pieces}");
+            let compare = scattered(&rig, 0x05, DATA, pieces);
+            assert_eq!(rig.status(compare), Status::SUCCESS, "{pieces}");
+            let read = scattered(&rig, 0x02, DATA + 8, pieces);
+            assert_eq!(rig.status(read), Status::SUCCESS, "{pieces}");
+            let mut found = vec![0; len];
+            for (piece, at) in found.chunks_mut(8).zip(0u64..) {
+                rig.bench.memory.read(DATA + 8 + at * 16, piece).unwrap();
+            }
+            assert!(found == data, "{pieces} pieces");
+            // What is on the medium, in one piece.
+            let whole = Command {
+                flags: 0x40,
+                prp1: 0x8_0000,
+                prp2: len as u64,
+                ..command(0x02, pieces as u32 / 64 - 1)
+            };
+            assert_eq!(rig.status(whole), Status::SUCCESS);
+            rig.bench.memory.read(0x8_0000, &mut found).unwrap();
+            assert!(found == data, "{pieces} pieces on the medium");
+        }
+    }
+}
+
+#[test]
+fn a_piece_in_two_maps_may_be_the_last_that_fits() {
+    let directory = tempfile::tempdir().unwrap();
+    for medium in [file(directory.path()), memory()] {
+        let mut rig = Rig::new(medium);
+        let border = 0x9_0000;
+        rig.bench.memory.unmap(border, 0x1000);
+        let other = memfd(0x1000);
+        let map = request(border, 0x1000, 0);
+        rig.bench.memory.map(map, Some(&other)).unwrap();
+        let data: Vec<u8> = (0..520).map(|i| (i % 251) as u8).collect();
+        rig.bench.memory.write(border - 8, &data).unwrap();
+        // 1023 pieces, and one of 520 bytes: 17 blocks.
+        let mut write = scattered(&rig, 0x01, DATA, 1023);
+        let mut last = (border - 8).to_le_bytes().to_vec();
+        last.extend([8, 2, 0, 0, 0, 0, 0, 0]);
+        rig.bench.memory.write(LIST + 1023 * 16, &last).unwrap();
+        (write.prp2, write.cdw12) = (0x30 << 56 | 1024 * 16, 16);
+        assert_eq!(rig.status(write), Status::SUCCESS);
+        let read = Command {
+            flags: 0x40,
+            prp1: 0xa_0000,
+            prp2: 17 * 512,
+            ..command(0x02, 16)
+        };
+        assert_eq!(rig.status(read), Status::SUCCESS);
+        let mut found = [0; 520];
+        rig.bench
+            .memory
+            .read(0xa_0000 + 1023 * 8, &mut found)
+            .unwrap();
+        assert!(found[..] == data);
+    }
+}

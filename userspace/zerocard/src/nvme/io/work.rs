@@ -16,7 +16,7 @@ use super::{transfer_error, Surroundings, MAX_TRANSFER};
 use crate::backing::{FileMedium, Medium, MemoryMedium};
 use crate::memory::Access;
 use crate::nvme::namespace::Namespace;
-use crate::sys::{Buffer, Mapping, Operation};
+use crate::sys::{Buffer, Mapping, Operation, MAX_VECTORS};
 
 /// Data that was written may be lost, and trying again would only hide it ([`Medium::sync_failed`]).
 const LOST: Status = Status::WRITE_FAULT.with_do_not_retry();
@@ -171,7 +171,8 @@ fn own_memory(own: &mut Option<Arc<Mapping>>) -> Result<Arc<Mapping>, Status> {
     Ok(mapping)
 }
 
-/// The host's view of the guest memory that is left to transfer.
+/// The host's view of the guest memory that is left to transfer, or of as much from its start as the
+/// kernel takes at once; the rest comes in another piece.
 fn guest_buffers(
     request: &mut Request,
     access: Access,
@@ -185,6 +186,9 @@ fn guest_buffers(
         skip -= here;
         if here == len {
             continue;
+        }
+        if request.buffers.len() >= MAX_VECTORS {
+            break;
         }
         let Some(iova) = segment.iova.map(|iova| iova + here) else {
             // A bit bucket: what is read goes where nobody looks.
@@ -202,6 +206,8 @@ fn guest_buffers(
             .and_then(|memory| memory.buffers(iova, len - here, access, &mut request.buffers))
             .map_err(|error| transfer_error(&command, iova, error))?;
     }
+    // The last segment may lie in several maps.
+    request.buffers.truncate(MAX_VECTORS);
     Ok(())
 }
 
