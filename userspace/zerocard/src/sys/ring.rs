@@ -237,7 +237,8 @@ impl Ring {
     }
 
     /// Appends what has completed, as token and result: bytes (also fewer than asked for) or 0, or a
-    /// negated error number. The slots are free after, their buffers and files released.
+    /// negated error number: EFAULT also when a mapping was revoked before this call. The slots are
+    /// free after, their buffers and files released.
     ///
     /// No system call, except when the kernel says that it keeps completions back.
     pub(crate) fn reap(&mut self, completed: &mut Vec<(u32, i32)>) {
@@ -268,9 +269,10 @@ impl Ring {
                     let token = data as u32;
                     let slot = self.slots.get_mut(token as usize);
                     if let Some(slot) = slot.filter(|slot| slot.user_data(token) == data) {
+                        let result = slot.judge(entry.result());
                         slot.release();
                         self.in_flight -= 1;
-                        completed.push((token, entry.result()));
+                        completed.push((token, result));
                     }
                 }
             }
@@ -373,6 +375,15 @@ impl Drop for Ring {
 impl Slot {
     fn user_data(&self, token: u32) -> u64 {
         (u64::from(self.generation) << 32) | u64::from(token)
+    }
+
+    /// The kernel's result, or EFAULT when memory was lost meanwhile: after a SIGBUS, the kernel may
+    /// have taken zeroes for the data.
+    fn judge(&self, result: i32) -> i32 {
+        if result > 0 && self.buffers.iter().any(|buffer| buffer.mapping.revoked()) {
+            return Errno::FAULT.raw_os_error().saturating_neg();
+        }
+        result
     }
 
     fn release(&mut self) {

@@ -406,6 +406,29 @@ fn a_write_from_revoked_memory_writes_nothing() {
     assert_eq!(finish(&mut ring, 1), [(0, fault)]);
 }
 
+/// An access of ours that met a page that is gone has put zeroes in place of all pages.
+#[test]
+fn zeroes_in_place_of_memory_are_an_error_of_the_request() {
+    crate::sys::sigbus::install().unwrap();
+    let (reader, writer) = pipe();
+    let ram_file = rustix::fs::memfd_create("t", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&ram_file, 8192).unwrap();
+    let ram = Arc::new(Mapping::new(ram_file.as_fd(), 8192, true).unwrap());
+    let mut ring = Ring::new(1).unwrap();
+    let read = Operation::Read {
+        file: &reader,
+        offset: 0,
+    };
+    ring.push(0, read, &mut vec![buffer(&ram, 0, 16)]).unwrap();
+    ring.submit().unwrap();
+    rustix::fs::ftruncate(&ram_file, 4096).unwrap();
+    ram.read(4096, &mut [0]).unwrap();
+    assert!(ram.revoked());
+    rustix::io::write(&writer, &[5; 16]).unwrap();
+    let fault = -Errno::FAULT.raw_os_error();
+    assert_eq!(finish(&mut ring, 1), [(0, fault)]);
+}
+
 #[test]
 fn memory_whose_file_shrank_is_an_error_of_the_request() {
     let source = file(&pattern(8192));

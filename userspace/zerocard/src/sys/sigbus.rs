@@ -182,16 +182,15 @@ extern "C" fn handle(_signal: c_int, info: *const SignalInfo, _context: *mut c_v
     // the address means nothing.
     if code > 0 {
         if let Some((entry, base, len)) = find(address) {
+            // Writable also where the mapping was not: the access may be any.
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
             // SAFETY: the thread is inside an access to `address`, so it borrows a live Mapping that
             // has this address, and that stays until the access ends, after this handler. Mappings
             // do not overlap, and an entry never outlives its mapping, so this is its entry.
             //
             // Should another thread be here for the same mapping, or have been, zeroes are replaced
             // by zeroes; only what the card wrote into a mapping that is lost anyway, is lost. It was
-            // not revoke()d: that waits for accesses.
-            //
-            // Writable also where the mapping was not: the access may be any.
-            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // not revoke()d: nobody does that during an access.
             if unsafe { replace(entry, base, len, protection) }.is_ok() {
                 return;
             }

@@ -201,7 +201,7 @@ fn scattered(rig: &Rig, opcode: u8, first: u64, pieces: u64) -> Command {
         // SGL Last Segment descriptor (3h).
         flags: 0x40,
         prp1: LIST,
-        prp2: 0x30 << 56 | list.len() as u64,
+        prp2: (0x30 << 56) | list.len() as u64,
         ..command(opcode, pieces as u32 / 64 - 1)
     }
 }
@@ -260,7 +260,7 @@ fn a_piece_in_two_maps_may_be_the_last_that_fits() {
         let mut last = (border - 8).to_le_bytes().to_vec();
         last.extend([8, 2, 0, 0, 0, 0, 0, 0]);
         rig.bench.memory.write(LIST + 1023 * 16, &last).unwrap();
-        (write.prp2, write.cdw12) = (0x30 << 56 | 1024 * 16, 16);
+        (write.prp2, write.cdw12) = ((0x30 << 56) | (1024 * 16), 16);
         assert_eq!(rig.status(write), Status::SUCCESS);
         let read = Command {
             flags: 0x40,
