@@ -313,6 +313,25 @@ fn eventfds_are_assigned_masked_and_taken_away() {
 }
 
 #[test]
+fn one_bad_descriptor_leaves_all_vectors_as_they_are() {
+    let server = Server::with(|_| vec!["--json".into(), "--functions=1".into()]);
+    let mut client = Client::connect(&server.socket_of("nvme1"));
+    let (old, new) = ([eventfd(), eventfd()], [eventfd(), eventfd()]);
+    let blocking = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let both = [old[0].as_fd(), old[1].as_fd()];
+    client.set_irqs(0x24, 0, 2, &[], &both).unwrap();
+    let mixed = [new[0].as_fd(), blocking.as_fd()];
+    assert_eq!(client.set_irqs(0x24, 0, 2, &[], &mixed), Err(EINVAL));
+    client.set_irqs(0x21, 0, 2, &[], &[]).unwrap();
+    assert_eq!((wait_fired(&old[0]), wait_fired(&old[1])), (1, 1));
+    assert_eq!(fired(&new[0]), 0);
+    let both = [new[0].as_fd(), new[1].as_fd()];
+    client.set_irqs(0x24, 0, 2, &[], &both).unwrap();
+    client.set_irqs(0x21, 0, 2, &[], &[]).unwrap();
+    assert_eq!((wait_fired(&new[0]), wait_fired(&new[1])), (1, 1));
+}
+
+#[test]
 fn descriptors_never_pile_up() {
     let server = Server::start();
     let mut client = Client::connect(&server.socket());
