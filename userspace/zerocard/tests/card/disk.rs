@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::client::{Client, BAR0, CONFIG};
 use crate::driver::{eventfd, memfd, wait_fired};
 
-pub(crate) const RAM: u64 = 4 << 20;
+pub(crate) const RAM: u64 = 16 << 20;
 const ADMIN_SQ: u64 = 0x1000;
 const ADMIN_CQ: u64 = 0x2000;
 pub(crate) const SQ: u64 = 0x4000;
@@ -18,7 +18,7 @@ pub(crate) const CQ: u64 = 0x6000;
 const LISTS: u64 = 0x10_0000;
 pub(crate) const DATA: u64 = 0x20_0000;
 /// Bytes of data that each command may have.
-pub(crate) const SLOT: u64 = 0x2_0000;
+pub(crate) const SLOT: u64 = 0x8_0000;
 /// Commands at once, each with its part of the data.
 pub(crate) const DEPTH: u16 = 16;
 const ENTRIES: u32 = 32;

@@ -37,7 +37,7 @@ fn what_is_written_is_read_and_is_in_the_file() {
             (0, 512),
             (7, 0x1000),
             (100, 0x1200),
-            (300, SLOT),
+            (1000, SLOT),
             (16383, 512),
         ] {
             let data = pattern(slba + u64::from(nsid), len);
@@ -50,7 +50,7 @@ fn what_is_written_is_read_and_is_in_the_file() {
     assert_eq!(disk.run(READ, 3, 0, 1), 0x00b);
     let medium = std::fs::read(server.path("medium")).unwrap();
     assert_eq!(medium.len(), 8 << 20);
-    assert!(medium[300 * 512..][..SLOT as usize] == pattern(302, SLOT));
+    assert!(medium[1000 * 512..][..SLOT as usize] == pattern(1002, SLOT));
     // The administrative controller is served beside it.
     let mut admin = Driver::start(&server.socket());
     assert_eq!(admin.identify()[111], 3);
@@ -151,7 +151,7 @@ fn a_client_that_takes_its_memory_away_hurts_itself_only() {
     let mut victim = Disk::start(&server.socket_of("nvme1"));
     let mut other = Disk::start(&server.socket_of("nvme2"));
     for cid in 0..DEPTH {
-        victim.queue(READ, 2, u64::from(cid) * 256, 256, cid);
+        victim.queue(READ, 2, u64::from(cid) * 512, 1024, cid);
     }
     victim.ring();
     rustix::fs::ftruncate(&victim.ram, 0).unwrap();
@@ -189,8 +189,12 @@ fn client_process() {
     println!("\nrunning");
     loop {
         for cid in 0..DEPTH {
-            let opcode = if cid % 2 == 0 { READ } else { WRITE };
-            disk.queue_with(opcode, 2, u64::from(cid) * 256, 256, cid, FUA);
+            let (opcode, blocks) = if cid % 4 == 0 {
+                (WRITE, 8)
+            } else {
+                (READ, 1024)
+            };
+            disk.queue_with(opcode, 2, u64::from(cid) * 512, blocks, cid, FUA);
         }
         finish(&mut disk);
     }
@@ -212,7 +216,7 @@ fn a_killed_client_leaves_a_function_for_the_next_one() {
         let running = said.any(|line| line.unwrap() == "running");
         // Some I/O later, wherever that is.
         for _ in 0..round * 3 {
-            other.read(2, 4096, SLOT);
+            other.read(2, 4096, SLOT / 4);
         }
         child.kill().unwrap();
         wait(&mut child);
@@ -236,7 +240,7 @@ fn a_signal_with_commands_in_flight_ends_it_cleanly() {
         ];
         for disk in &mut disks {
             for cid in 0..DEPTH {
-                disk.queue_with(WRITE, 2, u64::from(cid) * 256, 256, cid, FUA);
+                disk.queue_with(WRITE, 2, u64::from(cid) * 512, 64, cid, FUA);
             }
             disk.ring();
         }
