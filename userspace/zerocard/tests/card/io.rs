@@ -91,7 +91,7 @@ fn sixteen_functions_at_once_keep_their_data_apart() {
                     for nsid in [1, 2] {
                         // 128 blocks each, as wide apart as there is room.
                         for cid in 0..DEPTH {
-                            let seed = number << 32 | round << 16 | u64::from(cid) + 1;
+                            let seed = number << 32 | round << 16 | u64::from(cid);
                             disk.put(Disk::data(cid), &pattern(seed, 0x1000));
                             let slba = number * 256 + u64::from(cid) * 8;
                             disk.queue(WRITE, nsid, slba, 8, cid);
@@ -104,7 +104,7 @@ fn sixteen_functions_at_once_keep_their_data_apart() {
                         }
                         finish(&mut disk);
                         for cid in 0..DEPTH {
-                            let seed = number << 32 | round << 16 | u64::from(cid) + 1;
+                            let seed = number << 32 | round << 16 | u64::from(cid);
                             let found = disk.bytes(Disk::data(cid), 0x1000);
                             assert!(found == pattern(seed, 0x1000), "{number} {round} {cid}");
                         }
@@ -292,12 +292,12 @@ fn hundreds_of_thousands_of_maps_leave_the_process_small() {
         round(&mut client, n << 20);
     }
     for n in 0..3000u64 {
-        client.map(n << 12, 0x1000, n % 256 << 12, &ram).unwrap();
+        client.map(n << 12, 0x1000, (n % 256) << 12, &ram).unwrap();
         client.unmap(n << 12, 0x1000, 0).unwrap();
     }
     // Many at the same time, as a virtual IOMMU has them.
     for n in 0..2000u64 {
-        client.map(n << 13, 0x1000, n % 256 << 12, &ram).unwrap();
+        client.map(n << 13, 0x1000, (n % 256) << 12, &ram).unwrap();
     }
     assert_eq!(server.maps("mapped-ram"), 1);
     client.unmap(0, 0, 2).unwrap();

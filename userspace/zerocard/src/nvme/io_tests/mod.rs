@@ -112,12 +112,12 @@ struct Rig {
 
 impl Rig {
     /// Not enabled yet.
-    fn disabled(namespaces: Vec<Arc<Namespace>>) -> Self {
-        let mut bench = Bench::with_vectors(QUEUES + 1);
+    fn disabled(namespaces: Vec<Arc<Namespace>>, queues: u16) -> Self {
+        let mut bench = Bench::with_vectors(queues + 1);
         let ram = memfd(RAM);
         bench.memory.map(request(0, RAM, 0), Some(&ram)).unwrap();
         let mut interrupts = Vec::new();
-        for vector in 0..=QUEUES {
+        for vector in 0..=queues {
             let (mine, theirs) = eventfd();
             bench.msix.set_trigger(vector, Some(theirs));
             interrupts.push(mine);
@@ -129,10 +129,7 @@ impl Rig {
                 subnqn: "nqn.2014-08.org.nvmexpress:test".into(),
                 controllers: vec![0, 1, 2, 5],
             },
-            role: Role::Io {
-                namespaces,
-                queues: QUEUES,
-            },
+            role: Role::Io { namespaces, queues },
         });
         Self {
             bench,
@@ -147,7 +144,7 @@ impl Rig {
 
     /// Enabled, with the admin queue pair only.
     fn enabled(namespaces: Vec<Arc<Namespace>>) -> Self {
-        let mut rig = Self::disabled(namespaces);
+        let mut rig = Self::disabled(namespaces, QUEUES);
         rig.enable();
         rig
     }
@@ -209,9 +206,13 @@ impl Rig {
     }
 
     fn create_sq(&mut self, id: u16, cq: u16, entries: u32) {
-        let create = create_sq(id, entries, sq_base(id), cq);
+        self.create_sq_at(sq_base(id), id, cq, entries);
+    }
+
+    fn create_sq_at(&mut self, base: u64, id: u16, cq: u16, entries: u32) {
+        let create = create_sq(id, entries, base, cq);
         assert_eq!(self.admin_status(create), 0);
-        self.sq.push(Sq::new(id, sq_base(id), entries));
+        self.sq.push(Sq::new(id, base, entries));
     }
 
     fn sq(&mut self, id: u16) -> &mut Sq {

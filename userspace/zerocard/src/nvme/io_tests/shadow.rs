@@ -97,6 +97,48 @@ fn doorbells_in_memory_are_seen_without_real_ones() {
 }
 
 #[test]
+fn every_one_of_many_queue_pairs_has_its_place_in_the_buffers() {
+    let mut rig = Rig::disabled(vec![memory(1)], 70);
+    rig.enable();
+    configure(&mut rig);
+    // With gaps, and around multiples of 32.
+    let ids = [1, 2, 31, 32, 33, 34, 63, 64, 65, 70];
+    for id in ids {
+        rig.create_cq(id, 4);
+        rig.create_sq_at(0x60_0000 + u64::from(id) * 0x1000, id, id, 4);
+    }
+    for round in 1..=9u32 {
+        for id in ids {
+            let cid = id << 8 | round as u16;
+            let read = Command {
+                cid,
+                ..block_command(READ, 1, 0, 1)
+            };
+            rig.queue(id, &read);
+            let tail = rig.sq(id).tail;
+            store(&rig.bench.memory, place(id, false), tail);
+            rig.settle();
+            assert_eq!(rig.reap(id).map(|done| done.cid), Some(cid));
+            let head = rig.cq(id).head;
+            store(&rig.bench.memory, place(id, true), head);
+        }
+    }
+    // Asleep, it wants to be called for the next command of each.
+    rig.settle();
+    let mut bus = rig.bench.bus();
+    assert!(!rig.controller.arm(&mut bus));
+    for id in ids {
+        let old = rig.sq(id).tail;
+        let new = (old + 1) % 4;
+        assert!(must_ring(&rig.bench.memory, place(id, false), new, old));
+        let old = rig.cq(id).head;
+        let new = (old + 1) % 4;
+        assert!(!must_ring(&rig.bench.memory, place(id, true), new, old));
+    }
+    assert_eq!(rig.get(0x1c), 1);
+}
+
+#[test]
 fn a_doorbell_in_memory_that_is_not_allowed_is_an_event_and_moves_nothing() {
     let mut rig = rig(16, 16);
     let request = Command {
