@@ -81,6 +81,9 @@ is_live() { [ "$(attribute $1 state)" = live ]; }
 # ready ADDRESS NSID: the driver serves this namespace.
 ready() { ready=$(controller $1); [ -n "$ready" ] && is_live $ready && [ -b "$(block $ready $2)" ]; }
 
+alive() { alive=$(controller $1); [ -n "$alive" ] && is_live $alive; }
+# The driver probes beside init.
+settle() { for f in $(io_functions); do wait_for alive $f; done; }
 # reload CORE PCI: loads the driver anew with these module parameters.
 reload() {
   rmmod nvme && rmmod nvme_core && insmod /zs/modules/nvme_core.ko $1 && insmod /zs/modules/nvme.ko $2
@@ -120,3 +123,5 @@ load_stop() {
   is "verification errors" "$(grep -c 'verify failed' $T/load.said)" 0
 }
 load_gone() { ! load_runs; }
+
+settle

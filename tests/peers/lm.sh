@@ -83,19 +83,47 @@ chunks() {
 }
 check "the state can be read from an offset" chunks
 
+# track START|STOP: all memory below 4 GiB in pages of 4 KiB: version 0, granule 2^0, one descriptor.
+track() {
+  printf '\0\0\0\0\001\0\0\0\0\0\0\0\0\0\0\0\0\0\020\0' >$T/ranges
+  nvme admin-passthru /dev/$c --opcode=0x3d --cdw10=$((1 | $1 << 16)) --cdw11=$target --data-len=20 -w -i $T/ranges
+}
+# report: how many pages; descriptors of 16 bytes follow 16 bytes of header.
+report() {
+  nvme admin-passthru /dev/$c --opcode=0x3e --cdw10=0 --cdw11=$target --cdw12=1023 --data-len=4096 -r -b >$T/report
+  entries=$(number $T/report 4 4) pages=0
+  i=0; while [ $i -lt $entries ]; do pages=$((pages + $(number $T/report $((16 + 16 * i + 8)) 4))); i=$((i + 1)); done
+  echo $pages
+}
+# drain: reports until there is no more of it; the last is the whole truth of a suspended controller.
+more() { [ $(($(number $T/report 1 1) & 1)) = 1 ]; }
+drain() { report >/dev/null; while more; do report >/dev/null; done; }
+reading() { awk '{ print $1 }' /sys/block/$(basename $d)/inflight; }
+more_reading() { [ $(reading) -gt $reads ]; }
 quiet() {
+  track 1
   load_start $d
   for _ in 1 2 3; do
     suspend
     before=$(completed $d)
+    drain
+    is "ATTRB of the report" $(number $T/report 1 1) 2
+    # One more read, which has to wait until the resume.
+    reads=$(reading)
+    dd if=$d of=/dev/null bs=128k count=1 iflag=direct &
+    reader=$!
+    wait_for more_reading
     state 12
     is "I/O completed while suspended" $(($(completed $d) - before)) 0
+    is "pages written while suspended" $(report) 0
     resume
+    wait $reader
     load_moves $d
   done
   load_stop
+  track 0
 }
-check "no I/O while suspended, none lost" quiet
+check "no I/O and no write to memory while suspended, none lost" quiet
 
 misuse() {
   suspend
@@ -109,18 +137,6 @@ misuse() {
 }
 check "state is not set where it must not be" misuse
 
-# track START|STOP: all memory below 4 GiB in pages of 4 KiB: version 0, granule 2^0, one descriptor.
-track() {
-  printf '\0\0\0\0\001\0\0\0\0\0\0\0\0\0\0\0\0\0\020\0' >$T/ranges
-  nvme admin-passthru /dev/$c --opcode=0x3d --cdw10=$((1 | $1 << 16)) --cdw11=$target --data-len=20 -w -i $T/ranges
-}
-# report: how many pages; descriptors of 16 bytes follow 16 bytes of header.
-report() {
-  nvme admin-passthru /dev/$c --opcode=0x3e --cdw10=0 --cdw11=$target --cdw12=1023 --data-len=4096 -r -b >$T/report
-  entries=$(number $T/report 4 4) pages=0
-  i=0; while [ $i -lt $entries ]; do pages=$((pages + $(number $T/report $((16 + 16 * i + 8)) 4))); i=$((i + 1)); done
-  echo $pages
-}
 tracked() {
   refused 11f nvme admin-passthru /dev/$c --opcode=0x3e --cdw10=0 --cdw11=$target --cdw12=1023 --data-len=4096 -r
   track 1

@@ -4,7 +4,6 @@
 plan 4
 all=$(io_functions)
 each() { for f in $all; do "$@" $f; done; }
-alive() { is_live $(controller $1); }
 
 present() {
   is functions $(echo $all | wc -w) $FUNCTIONS
