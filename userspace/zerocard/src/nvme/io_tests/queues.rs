@@ -357,4 +357,12 @@ fn a_shutdown_waits_for_what_is_in_flight_and_fetches_nothing_more() {
     rig.settle();
     assert_eq!(rig.get(0x1c), 0x9, "shutdown complete");
     assert_eq!(rig.reap_all(1).len(), 1);
+    // Also with nothing under way: the file has to be made safe first.
+    rig.set(0x14, 0);
+    rig.enable();
+    rig.set(0x14, 0x0046_4001);
+    rig.pass();
+    assert_eq!((rig.get(0x1c), rig.ring.in_flight()), (0x5, 1));
+    rig.settle();
+    assert_eq!(rig.get(0x1c), 0x9);
 }
