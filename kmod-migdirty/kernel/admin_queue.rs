@@ -97,6 +97,8 @@ struct State {
     submission: SubmissionRing,
     completion: CompletionRing,
     counters: Counters,
+    /// The command and the error status that the log said last.
+    reported: Option<(&'static str, Status)>,
 }
 
 type StateGuard<'a> = Guard<'a, State, IrqSpinLockBackend>;
@@ -158,6 +160,7 @@ impl AdminQueue {
                         submission: SubmissionRing::new(DEPTH),
                         completion: CompletionRing::new(DEPTH),
                         counters: Counters::default(),
+                        reported: None,
                     },
                     "AdminQueue::state"
                 ),
@@ -441,8 +444,13 @@ impl AdminQueue {
         }
     }
 
-    /// Says in the log that the card refused a command.
-    pub(crate) fn report_status(&self, command: &str, status: Status) {
+    /// Says in the log that the card refused a command. Not again until it is something else: who
+    /// watches a card asks it every second.
+    pub(crate) fn report_status(&self, command: &'static str, status: Status) {
+        let this = (command, status.without_flags());
+        if self.state.lock().reported.replace(this) == Some(this) {
+            return;
+        }
         dev_warn!(
             self.pdev,
             "card refuses {}: status {:#05x} ({})\n",
