@@ -31,6 +31,31 @@ impl Function {
         Self { address }
     }
 
+    /// Every function of a class (24 bits), in the order of their addresses.
+    pub fn of_class(class: u32) -> Result<Vec<Self>> {
+        let mut functions = Vec::new();
+        for entry in fs::read_dir(Path::new(PCI).join("devices"))? {
+            let entry = entry?;
+            let text = fs::read_to_string(entry.path().join("class"))?;
+            if text.trim() == format!("{class:#08x}") {
+                let address = entry.file_name().to_string_lossy().into_owned();
+                functions.push(Self { address });
+            }
+        }
+        functions.sort_by(|a, b| a.address.cmp(&b.address));
+        Ok(functions)
+    }
+
+    /// Its address as [`Self::at`] takes it.
+    pub fn number(&self) -> Result<u32> {
+        let mut parts = self.address.split([':', '.']);
+        let mut part = || -> Result<u32> {
+            let text = parts.next().context("an address has four parts")?;
+            Ok(u32::from_str_radix(text, 16)?)
+        };
+        Ok((part()? << 16) | (part()? << 8) | (part()? << 3) | part()?)
+    }
+
     fn path(&self) -> PathBuf {
         Path::new(PCI).join("devices").join(&self.address)
     }
@@ -71,6 +96,39 @@ impl Function {
             .with_context(|| format!("cannot open {}", path.display()))?;
         file.write_all_at(&command.to_le_bytes(), 4)
             .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Masks all of its MSI-X vectors, whatever its driver thinks; `false` when it has none.
+    pub fn mask_interrupts(&self) -> Result<bool> {
+        // Type 0 header, capability list, MSI-X capability (PCIe Base 7.5.1.1.11, 7.7.2.2).
+        const CAPABILITIES: usize = 0x34;
+        const MSIX: u8 = 0x11;
+        const FUNCTION_MASK: u8 = 1 << 6;
+
+        let path = self.path().join("config");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
+        let mut bytes = [0; 256];
+        file.read_exact_at(&mut bytes, 0)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let mut at = usize::from(bytes[CAPABILITIES] & !3);
+        // A list that turns in circles has more entries than there is room for.
+        for _ in 0..bytes.len() / 4 {
+            if at == 0 {
+                break;
+            }
+            if bytes[at] == MSIX {
+                let control = bytes[at + 3] | FUNCTION_MASK;
+                file.write_all_at(&[control], (at + 3) as u64)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+                return Ok(true);
+            }
+            at = usize::from(bytes[at + 1] & !3);
+        }
+        Ok(false)
     }
 
     /// Resets it, under whatever driver it has; `false` when it cannot be reset.

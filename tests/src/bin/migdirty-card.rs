@@ -6,11 +6,11 @@
 //! Needs root. Loads the module when it is given one (`--module`), and then unloads it too.
 
 use clap::Parser;
-use migdirty_uapi::{MigdirtyCard, MAX_ARGSZ, MIGDIRTY_CARD_LIVE, MIGDIRTY_GET_CARD, MIN_ARGSZ};
+use migdirty_uapi::{MigdirtyCard, MAX_ARGSZ, MIGDIRTY_GET_CARD, MIN_ARGSZ};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::mem::{offset_of, size_of};
+use std::mem::offset_of;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,13 +18,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use zeroshift_tests::ktap::{skip, Ktap, Outcome, Stop};
+use zeroshift_tests::migdirty::{
+    bytes_of, get, gone, is_quiet, open, Answer, DEVICE, DRIVER, KNOWN,
+};
 use zeroshift_tests::sys::{ioctl_at, ioctl_on, Pages, PAGE};
 use zeroshift_tests::sysfs::{self, Function};
 use zeroshift_tests::{check, check_eq, module};
-
-const DEVICE: &str = "/dev/migdirty";
-const DRIVER: &str = "migdirty";
-const KNOWN: usize = size_of::<MigdirtyCard>();
 
 /// Tests /dev/migdirty with at least one card
 #[derive(Parser)]
@@ -109,68 +108,6 @@ fn main() -> ExitCode {
         });
     }
     ExitCode::from(ktap.finish())
-}
-
-fn open() -> std::io::Result<File> {
-    File::options().read(true).write(true).open(DEVICE)
-}
-
-fn bytes_of(card: &MigdirtyCard) -> Vec<u8> {
-    let mut bytes = vec![0; KNOWN];
-    bytes[..4].copy_from_slice(&card.argsz.to_ne_bytes());
-    bytes[4..8].copy_from_slice(&card.flags.to_ne_bytes());
-    bytes[8..12].copy_from_slice(&card.address.to_ne_bytes());
-    bytes
-}
-
-/// The parts of an answer that the tests look at.
-#[derive(Clone, Debug)]
-struct Answer(Vec<u8>);
-
-impl Answer {
-    fn array<const N: usize>(&self, offset: usize) -> [u8; N] {
-        self.0[offset..offset + N].try_into().unwrap()
-    }
-
-    fn u32(&self, offset: usize) -> u32 {
-        u32::from_ne_bytes(self.array(offset))
-    }
-
-    fn u64(&self, offset: usize) -> u64 {
-        u64::from_ne_bytes(self.array(offset))
-    }
-
-    fn text(&self, offset: usize, length: usize) -> String {
-        String::from_utf8_lossy(&self.0[offset..offset + length])
-            .trim_end_matches([' ', '\0'])
-            .to_owned()
-    }
-
-    fn address(&self) -> u32 {
-        self.u32(offset_of!(MigdirtyCard, address))
-    }
-
-    fn is_live(&self) -> bool {
-        self.u32(offset_of!(MigdirtyCard, flags)) & MIGDIRTY_CARD_LIVE != 0
-    }
-
-    fn commands(&self) -> u64 {
-        self.u64(offset_of!(MigdirtyCard, commands))
-    }
-
-    fn failures(&self) -> u64 {
-        self.u64(offset_of!(MigdirtyCard, failures))
-    }
-
-    fn interrupts(&self) -> u64 {
-        self.u64(offset_of!(MigdirtyCard, interrupts))
-    }
-}
-
-fn get(file: &File, address: u32) -> Result<Answer, Errno> {
-    let mut buffer = bytes_of(&MigdirtyCard::question(address));
-    ioctl_on(file, MIGDIRTY_GET_CARD, &mut buffer)?;
-    Ok(Answer(buffer))
 }
 
 /// Sends a question that must be refused and must come back as it was.
@@ -578,17 +515,6 @@ fn many_at_once(_: &Arguments) -> Outcome {
     Ok(())
 }
 
-/// The controller is disabled and may not touch memory.
-fn is_quiet(function: &Function) -> Outcome {
-    const CC: usize = 0x14;
-    const CSTS: usize = 0x1c;
-    check_eq!(function.command()? & 4, 0, "bus master of a free card");
-    let (cc, csts) = function.with_registers(|bar| Ok((bar.read32(CC)?, bar.read32(CSTS)?)))?;
-    check_eq!(cc & 1, 0, "CC.EN of a free card");
-    check_eq!(csts & 3, 0, "CSTS.RDY and CSTS.CFS of a free card");
-    Ok(())
-}
-
 fn unbind(_: &Arguments) -> Outcome {
     let file = open()?;
     let address = get(&file, 0)?.address();
@@ -676,13 +602,6 @@ fn open_file_pins_module(arguments: &Arguments) -> Outcome {
     module::unload(DRIVER)?;
     gone()?;
     load_module(arguments)
-}
-
-fn gone() -> Outcome {
-    check!(!Path::new(DEVICE).exists(), "{DEVICE} is left");
-    check!(!sysfs::has_driver(DRIVER), "the PCI driver is left");
-    check!(!module::is_loaded(DRIVER), "the module is left");
-    Ok(())
 }
 
 /// A card that somebody resets under the driver has lost its queues: that has to be noticed long

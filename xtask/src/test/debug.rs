@@ -15,7 +15,7 @@ use crate::session::Session;
 
 /// A leak is reported by the second scan that sees it unchanged, if it is older than five seconds when that scan
 /// starts. (The one place where time is what is waited for: kmemleak offers no event.)
-const LEAK_SCAN: &str = "set -e
+pub(super) const LEAK_SCAN: &str = "set -e
 sleep 6
 for i in 1 2 3; do echo scan > /sys/kernel/debug/kmemleak; done
 cat /sys/kernel/debug/kmemleak

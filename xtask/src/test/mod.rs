@@ -5,6 +5,7 @@
 //! A scenario boots at most one rig and yields one result per thing it looked at. In CI a skip that `ci/skips`
 //! does not list is a failure: what silently stops running is not tested.
 
+mod broken;
 mod debug;
 mod e2e;
 mod hosts;
@@ -169,6 +170,12 @@ const SCENARIOS: &[Scenario] = &[
         run: hosts::amd_vi,
     },
     Scenario {
+        level: Level::Kernel,
+        name: "broken-cards",
+        what: "cards that break, a good one beside them",
+        run: broken::test_kernel,
+    },
+    Scenario {
         level: Level::E2e,
         name: "nested",
         what: "a stock guest drives a passed-through function",
@@ -197,6 +204,12 @@ const SCENARIOS: &[Scenario] = &[
         name: "migdirty",
         what: "kselftests, 100 rounds and a leak scan on the debug kernel",
         run: debug::migdirty,
+    },
+    Scenario {
+        level: Level::Debug,
+        name: "broken-cards",
+        what: "a few cards that break, and a leak scan, on the debug kernel",
+        run: broken::debug_kernel,
     },
     Scenario {
         level: Level::Debug,
