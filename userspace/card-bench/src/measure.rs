@@ -5,6 +5,7 @@
 //! What is compared runs in one process's life, on one core, on one file, right after each other: a
 //! machine that is slow for a while is slow for both.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Instant;
@@ -95,10 +96,15 @@ impl Bench<'_> {
         // The first pair warms both sides up.
         for seed in 0..=u64::from(self.pairs) {
             let load = self.load(direction, Buffers::PerSlot, seed);
-            let card = self.on_card(&mut disk, load.clone())?;
-            pairs.push((card, self.on_io_uring(&ram, load)?));
+            pairs.push(in_turn(
+                seed,
+                || self.on_card(&mut disk, load.clone()),
+                || self.on_io_uring(&ram, load.clone()),
+            )?);
         }
         pairs.remove(0);
+        // What was written goes to the medium now, not while something else is measured.
+        self.file.sync_data()?;
         let ratios = |(card, raw): &(Sample, Sample)| card.per_cpu_second() / raw.per_cpu_second();
         let values = Spread::of(pairs.iter().map(ratios));
         let raw = json!({
@@ -116,7 +122,7 @@ impl Bench<'_> {
         const NAME: &str = "card.tracking_cost";
         const GOAL: Goal = Goal::AtLeast(0.95);
         let mut admin = Controller::enable(&self.card.socket("admin"), ADMIN_RAM)?;
-        let mut disk = self.disk(Doorbells::Shadow)?;
+        let disk = RefCell::new(self.disk(Doorbells::Shadow)?);
         if let Err(error) = admin.start_tracking(FUNCTION.1, RAM as u64) {
             let why = format!("the card does not track memory: {error:#}");
             return Ok(report::not_measured(NAME, "ratio", GOAL, &why));
@@ -126,11 +132,15 @@ impl Bench<'_> {
         let mut pairs = Vec::new();
         for seed in 0..=u64::from(self.pairs) {
             let load = self.load(Direction::Read, buffers, seed);
-            // A new log each time: nothing is marked yet.
-            admin.start_tracking(FUNCTION.1, RAM as u64)?;
-            let on = self.on_card(&mut disk, load.clone())?;
-            admin.stop_tracking(FUNCTION.1)?;
-            pairs.push((on, self.on_card(&mut disk, load)?));
+            let on = || {
+                // A new log each time: nothing is marked yet.
+                admin.start_tracking(FUNCTION.1, RAM as u64)?;
+                let sample = self.on_card(&mut disk.borrow_mut(), load.clone());
+                admin.stop_tracking(FUNCTION.1)?;
+                sample
+            };
+            let off = || self.on_card(&mut disk.borrow_mut(), load.clone());
+            pairs.push(in_turn(seed, on, off)?);
         }
         pairs.remove(0);
         let ratios = |(on, off): &(Sample, Sample)| on.per_second() / off.per_second();
@@ -196,6 +206,21 @@ impl Bench<'_> {
         self.card
             .counter(FUNCTION.0, "memory_accesses")
             .context("counters")
+    }
+}
+
+/// A pair of samples; which of the two comes first changes from turn to turn.
+fn in_turn(
+    turn: u64,
+    one: impl FnOnce() -> Result<Sample>,
+    other: impl FnOnce() -> Result<Sample>,
+) -> Result<(Sample, Sample)> {
+    if turn % 2 == 0 {
+        let first = one()?;
+        Ok((first, other()?))
+    } else {
+        let first = other()?;
+        Ok((one()?, first))
     }
 }
 
