@@ -53,7 +53,7 @@ pub(crate) struct Card {
     /// The administrative controller, then the others with controller ids from 1.
     slots: Vec<Slot>,
     faults: Faults,
-    limits: Arc<migration::Limits>,
+    pub(crate) limits: Arc<migration::Limits>,
 }
 
 impl Card {

@@ -555,7 +555,8 @@ impl Controller {
         };
         let mut worked = self.finish_late(bus);
         worked |= self.post(bus);
-        if self.staged.is_empty() && self.requests.in_kernel() == 0 && self.admin.is_settled() {
+        let over = self.staged.is_empty() && self.requests.are_over();
+        if over && self.flushing.is_none() && self.admin.is_settled() {
             self.phase = Phase::Suspended(number);
         }
         worked
@@ -824,7 +825,7 @@ impl Kind for Controller {
         }
         let mut deadline = self.staged.deadline().filter(|_| bus.master());
         deadline = deadline.into_iter().chain(self.press_reset(bus, io)).min();
-        if self.flushing.is_some() {
+        if self.flushing.is_some() && self.phase.quiet().is_none() {
             self.flush_all(bus, io);
         }
         let executes = self.executes(bus) && self.queues.is_some();

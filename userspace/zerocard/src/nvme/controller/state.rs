@@ -64,7 +64,7 @@ impl Migratable for Controller {
     fn load(&mut self, parts: Parts, state: &[u8], bus: &Bus<'_>) -> Result<(), Refused> {
         let contents = Contents::decode(state, parts)?;
         match contents.image {
-            Some(image) => self.load_all(&image, contents.queues.unwrap_or_default(), bus),
+            Some(image) => self.load_all(&image, &contents.queues.unwrap_or_default(), bus),
             None => self.load_queues(&contents.queues.unwrap_or_default(), bus),
         }
     }
@@ -214,7 +214,7 @@ impl Controller {
     }
 
     /// Everything: the controller becomes what the other one was.
-    fn load_all(&mut self, image: &Image, list: IoQueues, bus: &Bus<'_>) -> Result<(), Refused> {
+    fn load_all(&mut self, image: &Image, list: &IoQueues, bus: &Bus<'_>) -> Result<(), Refused> {
         if self.cc.en() || self.queues.is_some() || self.resetting.is_some() || self.csts.cfs() {
             return Err(Refused::new("the controller is enabled: reset it first"));
         }
@@ -225,7 +225,7 @@ impl Controller {
             return Err(Refused::new("other namespaces are attached here"));
         }
         self.check_registers(image)?;
-        let restored = self.restore(image, &list, bus)?;
+        let restored = self.restore(image, list, bus)?;
 
         let Registers {
             cc,
@@ -236,6 +236,8 @@ impl Controller {
         } = image.registers;
         (self.cc, self.csts, self.aqa) = (Cc(cc), Csts(csts), Aqa(aqa));
         (self.asq, self.acq) = (asq, acq);
+        // A shutdown that had begun is done here.
+        self.flushing = (self.csts.shst() == Csts::SHST_OCCURRING).then_some(0);
         if let Some(queues) = &image.admin_queues {
             self.page_size = 1 << queues.page_shift;
         }
@@ -260,10 +262,13 @@ impl Controller {
         let known = Csts(0)
             .with_rdy(true)
             .with_cfs(true)
-            .with_shst(Csts::SHST_COMPLETE);
+            .with_shst(Csts::SHST_COMPLETE | Csts::SHST_OCCURRING);
         let (control, status) = (Cc(cc), Csts(csts));
         if cc & !Cc::DEFINED != 0 || aqa & !Aqa::DEFINED != 0 || csts & !known.0 != 0 {
             return Err(Refused::new("a register has a bit that does not exist"));
+        }
+        if status.shst() > Csts::SHST_COMPLETE {
+            return Err(Refused::new("a state of shutdown that does not exist"));
         }
         if asq % 0x1000 != 0 || acq % 0x1000 != 0 {
             return Err(Refused::new("an admin queue that does not start a page"));

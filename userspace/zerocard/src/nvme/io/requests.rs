@@ -205,6 +205,15 @@ impl Requests {
         self.in_kernel > 0 && slots.any(|request| request.in_kernel && request.matters())
     }
 
+    /// Whether nothing is under way that somebody waits for, or that may still touch guest memory or a
+    /// medium.
+    pub(crate) fn are_over(&self) -> bool {
+        let mut slots = self.slots.iter();
+        let under_way =
+            |request: &Request| request.in_kernel && (!request.orphan || request.matters());
+        self.in_kernel == 0 || !slots.any(under_way)
+    }
+
     /// Slots that the kernel works on.
     pub(crate) fn slots_in_kernel(&self) -> impl Iterator<Item = u32> + '_ {
         let slots = self.slots.iter().zip(0u32..);
