@@ -10,14 +10,14 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{ensure, Context as _, Result};
 use serde_json::{json, Value};
 
 use crate::baseline;
 use crate::card::Card;
 use crate::controller::{Controller, Doorbells, DATA};
 use crate::cores::{self, Cores};
-use crate::load::{Buffers, Load};
+use crate::load::{Buffers, Load, BLOCK};
 use crate::queue::Queue;
 use crate::report::{self, Goal, Sample, Spread};
 use crate::sys::{CpuClock, Direction, Ram};
@@ -135,8 +135,14 @@ impl Bench<'_> {
             let on = || {
                 // A new log each time: nothing is marked yet.
                 admin.start_tracking(FUNCTION.1, RAM as u64)?;
+                let before = self.card.counter(FUNCTION.0, "dirty_pages")?;
                 let sample = self.on_card(&mut disk.borrow_mut(), load.clone());
+                let after = self.card.counter(FUNCTION.0, "dirty_pages")?;
                 admin.stop_tracking(FUNCTION.1)?;
+                // Else this would be the cost of nothing.
+                let marked = after.saturating_sub(before);
+                let least = self.ios.min((RAM as u64 - DATA) / u64::from(BLOCK));
+                ensure!(marked >= least, "{marked} pages were marked, not {least}");
                 sample
             };
             let off = || self.on_card(&mut disk.borrow_mut(), load.clone());
