@@ -351,3 +351,47 @@ fn the_standard_part_alone_gives_io_queues_to_an_enabled_controller() {
     assert_eq!(rig.command(TWO, 1, block(0x02, 5, 0, DATA)).cid, 5);
     assert_eq!(rig.command(TWO, 0, Command::new(0x06)).cid, 0);
 }
+
+#[test]
+fn a_completion_without_a_place_moves_along() {
+    let mut rig = Rig::new("memory=64K");
+    rig.start(ONE, 5);
+    let queue = |rig: &mut Rig, command: Command| {
+        rig.hosts[ONE].driver.queue(0, &command);
+        rig.hosts[ONE].ring(0);
+    };
+    let request = Command {
+        cid: 0x100,
+        ..Command::new(0x0c)
+    };
+    queue(&mut rig, request);
+    for cid in 0..6 {
+        let get = Command {
+            cid,
+            cdw10: 0x0b,
+            ..Command::new(0x0a)
+        };
+        queue(&mut rig, get);
+    }
+    // Two completions, and one place in a ring of eight.
+    let abort = Command {
+        cid: 0x200,
+        cdw10: 0x100 << 16,
+        ..Command::new(0x08)
+    };
+    queue(&mut rig, abort);
+    assert_eq!(rig.status(suspend(1)), 0);
+    let host = &mut rig.hosts[ONE];
+    let seen: Vec<_> = std::iter::from_fn(|| host.driver.reap(0)).collect();
+    assert_eq!(seen.len(), 7);
+    assert_eq!((seen[6].cid, seen[6].status.code()), (0x100, 0x07));
+    // There is a place now, but nothing is written while suspended.
+    host.ring(0);
+    rig.run();
+    assert_eq!(rig.hosts[ONE].driver.reap(0), None);
+    let state = rig.state(1);
+    rig.migrate(&state, 300);
+    let last = rig.hosts[TWO].driver.reap(0).unwrap();
+    assert_eq!((last.cid, last.dw0, last.status.bits()), (0x200, 0, 0));
+    assert_eq!(rig.hosts[TWO].driver.reap(0), None);
+}
