@@ -198,13 +198,6 @@ impl DirtyLog {
         range.bitmap.set(granule(first), granule(last))
     }
 
-    /// Marks everything that is tracked. It is a mark: one marker at a time.
-    pub(crate) fn mark_all(&self) {
-        for range in &self.ranges {
-            range.bitmap.set(0, range.bitmap.granules() - 1);
-        }
-    }
-
     /// Takes dirty granules out of the log as at most `max_descriptors` runs (SADDR, LEN in
     /// granules), and says whether there is more (MTR). A run stays in one range.
     ///
@@ -400,7 +393,7 @@ mod tests {
     #[test]
     fn neighbours_are_reported_apart() {
         let log = log(&[range(0, 4), range(4 * KIB4, 4)]);
-        log.mark_all();
+        log.mark(0, u64::MAX);
         assert!(!log.is_clean());
         assert_eq!(harvest(&log, 9), (vec![(0, 4), (4 * KIB4, 4)], false));
         log.mark(3 * KIB4, 2 * KIB4);
