@@ -26,9 +26,8 @@ pub(crate) struct Card {
 
 impl Card {
     /// Starts a card with one function and one namespace in `file`, and waits until it is ready.
-    pub(crate) fn start(program: &Path, dir: &Path, file: &Path, direct: bool) -> Result<Self> {
-        let direct = if direct { ",direct" } else { "" };
-        let namespace = format!("file={}{direct}", file.display());
+    pub(crate) fn start(program: &Path, dir: &Path, file: &Path) -> Result<Self> {
+        let namespace = format!("file={}", file.display());
         // It ends with this process, however that ends.
         let mut child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])

@@ -23,12 +23,11 @@ pub(crate) struct Description {
     pub(crate) zerocard: String,
     pub(crate) file_system: String,
     pub(crate) file_bytes: u64,
-    pub(crate) page_cache: bool,
 }
 
 impl Machine {
     /// Finds out; `file` is what the I/O goes to.
-    pub(crate) fn describe(zerocard: &Path, file: &Path, direct: bool) -> Result<Self> {
+    pub(crate) fn describe(zerocard: &Path, file: &Path) -> Result<Self> {
         let cpus = std::fs::read_to_string("/proc/cpuinfo")?;
         let model = cpus
             .lines()
@@ -53,7 +52,6 @@ impl Machine {
                     .to_owned(),
                 file_system: file_system(file)?,
                 file_bytes: std::fs::metadata(file)?.len(),
-                page_cache: !direct,
             },
         })
     }

@@ -20,13 +20,11 @@ mod sys;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use rustix::fs::OFlags;
 use serde_json::Value;
 
 use card::Card;
@@ -57,9 +55,6 @@ struct Arguments {
     /// I/Os in flight
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=64))]
     depth: u16,
-    /// Past the page cache (O_DIRECT), on both sides
-    #[arg(long)]
-    direct: bool,
     /// Only figures whose name contains this
     filter: Option<String>,
 }
@@ -78,21 +73,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     let cores = Cores::choose()?;
     let path = arguments.dir.join("medium");
     make_file(&path, arguments.file_mib << 20)?;
-    let direct = if arguments.direct {
-        OFlags::DIRECT
-    } else {
-        OFlags::empty()
-    };
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(direct.bits() as i32)
-        .open(&path)?;
-    let card = Card::start(&arguments.zerocard, &arguments.dir, &path, arguments.direct)?;
+    let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let card = Card::start(&arguments.zerocard, &arguments.dir, &path)?;
     print(&serde_json::to_value(Machine::describe(
         &arguments.zerocard,
         &path,
-        arguments.direct,
     )?)?)?;
     let bench = Bench {
         card: &card,

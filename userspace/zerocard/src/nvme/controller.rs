@@ -33,7 +33,6 @@ use crate::control::Rate;
 use crate::faults::{Decision, Fault, Point};
 use crate::memory::DmaError;
 use crate::pci::{Bus, Condition, Kind, Migratable, Phase, Progress};
-use crate::pci::{GRACE, PATIENCE};
 use crate::poller::Io;
 use crate::throttle::Throttle;
 
@@ -54,6 +53,13 @@ const TIMEOUT: u8 = 1;
 /// CAP.TO of an I/O controller, a minute: a reset waits for storage, and a driver that loses its
 /// patience gives the disk up.
 const IO_TIMEOUT: u8 = 120;
+
+/// How long requests that the kernel works on may hold up a reset by CC.EN before they are
+/// cancelled. The driver polls CSTS.RDY and waits for as long as CAP.TO says, so slow storage costs
+/// it nothing but time.
+const RESET_PATIENCE: Duration = Duration::from_secs(30);
+/// How long cancelled requests may take to end before guest memory is taken away from them.
+const RESET_GRACE: Duration = Duration::from_secs(10);
 
 /// No submission queue has this identifier.
 const NO_QUEUE: u16 = u16::MAX;
@@ -167,7 +173,9 @@ impl Controller {
         let old = self.cc;
         if old.en() && !new.en() {
             tracing::debug!("controller reset");
-            return self.controller_reset();
+            self.controller_reset();
+            // It presses requests that do not end.
+            return bus.call_poller();
         }
         self.cc = new;
         if !old.en() && new.en() && self.resetting.is_none() {
@@ -288,7 +296,7 @@ impl Controller {
     /// from them and the controller has failed. Gives the time of the next step.
     fn press_reset(&mut self, bus: &mut Bus<'_>, io: &mut Io<'_>) -> Option<Instant> {
         let Resetting { since, cancelled } = self.resetting?;
-        let (cancel, give_up) = (since + PATIENCE, since + PATIENCE + GRACE);
+        let (cancel, give_up) = (since + RESET_PATIENCE, since + RESET_PATIENCE + RESET_GRACE);
         if io.now() < cancel {
             return Some(cancel);
         }

@@ -42,9 +42,9 @@ use msix::Msix;
 
 /// How long requests that the kernel works on may hold up an unmap or a reset before they are
 /// cancelled.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How long cancelled requests may take to end before guest memory is taken away from them.
-pub(crate) const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What a device kind implements. Registers are BAR0 below the MSI-X table.
 pub(crate) trait Kind: Send {
