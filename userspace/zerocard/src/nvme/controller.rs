@@ -221,8 +221,9 @@ impl Controller {
     }
 
     fn enable(&mut self) {
-        // Enabling is also how a host leaves a shutdown that it asked for while disabled.
-        self.csts = self.csts.with_shst(Csts::SHST_NORMAL);
+        // Enabling is also how a host leaves a shutdown that it asked for while disabled, and a
+        // failure that showed when it was.
+        self.csts = Csts::default();
         if let Err(reason) = self.check_configuration() {
             if self.warnings.ready() {
                 tracing::warn!("the driver enabled the controller with {reason}: fatal status");

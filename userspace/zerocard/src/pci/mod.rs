@@ -642,6 +642,11 @@ pub(crate) mod tests {
             }
         }
 
+        /// Whether the kind gave up on requests that the kernel keeps.
+        pub(crate) fn gave_up(&self) -> bool {
+            self.asked.give_up
+        }
+
         pub(crate) fn bus(&mut self) -> Bus<'_> {
             Bus {
                 memory: &self.memory,

@@ -25,7 +25,7 @@ use crate::backing::{FileMedium, FileOptions, Medium, MemoryMedium};
 use crate::memory::tests::{memfd, request};
 use crate::pci::msix::tests::{eventfd, fired};
 use crate::pci::tests::Bench;
-use crate::pci::Kind;
+use crate::pci::{Kind, Progress};
 use crate::poller::{Io, SLOTS};
 use crate::sys::Ring;
 
@@ -274,11 +274,15 @@ impl Rig {
     /// The controller's part of a pass of the poller, and what it began is begun. Says whether
     /// something was done.
     fn pass(&mut self) -> bool {
+        self.pass_at(Instant::now()).worked
+    }
+
+    fn pass_at(&mut self, now: Instant) -> Progress {
         let mut bus = self.bench.bus();
-        let mut io = Io::new(&mut self.ring, 0, Instant::now());
+        let mut io = Io::new(&mut self.ring, 0, now);
         let progress = self.controller.poll(&mut bus, &mut io);
         self.ring.submit().unwrap();
-        progress.worked
+        progress
     }
 
     /// Takes back what the kernel has finished. Says whether there was anything.

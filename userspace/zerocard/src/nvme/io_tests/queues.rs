@@ -345,6 +345,37 @@ fn a_reset_with_commands_in_flight_is_done_when_the_kernel_is() {
 }
 
 #[test]
+fn a_reset_gives_up_on_storage_that_keeps_a_request_and_says_when() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk");
+    let mut rig = Rig::with_queue(vec![file(1, &path, 9, false)]);
+    rig.submit(1, &block_command(READ, 1, 0, 8));
+    rig.pass();
+    rig.bench.attention.take();
+    let before = Instant::now();
+    rig.set(0x14, 0);
+    let after = Instant::now();
+    assert!(rig.bench.attention.take(), "the poller has to learn of it");
+    let patience = Duration::from_secs(30);
+    let deadline = rig.pass_at(after).deadline.unwrap();
+    assert!((before + patience..=after + patience).contains(&deadline));
+    assert!(!rig.bench.gave_up());
+    let last = rig.pass_at(deadline).deadline.unwrap();
+    assert_eq!(last, deadline + Duration::from_secs(10));
+    assert!(!rig.bench.gave_up());
+    rig.pass_at(last);
+    assert!(rig.bench.gave_up());
+    // What the function does then; the kernel's late result leads nowhere.
+    rig.controller.reset();
+    rig.controller.fail();
+    rig.settle();
+    assert_eq!(rig.get(0x1c), 2, "fatal");
+    rig.enable();
+    rig.create_pair(1, 64);
+    assert_eq!(rig.status(block_command(READ, 1, 0, 8)), 0);
+}
+
+#[test]
 fn a_shutdown_waits_for_what_is_in_flight_and_fetches_nothing_more() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk");
