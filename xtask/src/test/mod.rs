@@ -223,6 +223,12 @@ const SCENARIOS: &[Scenario] = &[
         what: "1000 rounds of load, use and unload on the stock kernel",
         run: hosts::soak,
     },
+    Scenario {
+        level: Level::Soak,
+        name: "properties",
+        what: "20,000 random cases of each property",
+        run: logic::properties,
+    },
 ];
 
 /// Runs the scenarios that were asked for.
