@@ -224,6 +224,7 @@ impl Controller {
         // Enabling is also how a host leaves a shutdown that it asked for while disabled, and a
         // failure that showed when it was.
         self.csts = Csts::default();
+        self.flushing = None;
         if let Err(reason) = self.check_configuration() {
             if self.warnings.ready() {
                 tracing::warn!("the driver enabled the controller with {reason}: fatal status");

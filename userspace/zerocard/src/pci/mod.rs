@@ -135,6 +135,7 @@ pub(crate) struct Bus<'a> {
     counters: &'a Counters,
     stage: &'a SharedStage,
     asked: &'a mut Asked,
+    alive: bool,
     master: bool,
 }
 
@@ -181,8 +182,10 @@ impl Bus<'_> {
 
     /// Sends the interrupt of a vector, or makes it pending.
     pub(crate) fn interrupt(&mut self, vector: u16) {
-        self.counters.io.interrupts.count();
-        self.msix.raise(vector);
+        if self.alive {
+            self.counters.io.interrupts.count();
+            self.msix.raise(vector);
+        }
     }
 
     /// Whether a message waits until its vector is unmasked.
@@ -336,7 +339,8 @@ impl Function {
             counters: &self.counters,
             stage: &self.stage,
             asked: &mut asked,
-            master: state.config.bus_master(),
+            alive: state.dead.is_none(),
+            master: state.config.bus_master() && state.dead.is_none(),
         };
         let result = work(state.kind.as_mut(), &mut bus);
         if let Some(death) = asked.die {
@@ -451,6 +455,7 @@ impl Function {
             }
             if last {
                 state.give_up();
+                self.tell(state);
             } else {
                 tracing::warn!("cancelling requests that the storage keeps");
                 state.cancel = true;
@@ -655,6 +660,7 @@ pub(crate) mod tests {
                 counters: &self.counters,
                 stage: self.faults.stage(0).unwrap(),
                 asked: &mut self.asked,
+                alive: true,
                 master: self.master,
             }
         }

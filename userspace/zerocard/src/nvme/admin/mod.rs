@@ -143,7 +143,17 @@ impl Context<'_, '_> {
 
     /// Sends data to where the command wants it.
     pub(super) fn send(&self, command: &Command, data: &[u8]) -> Result<(), Status> {
-        data_pointer::write(command, self.rules(true), data, self.bus)
+        self.send_start(command, data.len() as u64, data)
+    }
+
+    /// Sends the start of the `len` bytes that the command asks for, and leaves the rest alone.
+    pub(super) fn send_start(
+        &self,
+        command: &Command,
+        len: u64,
+        data: &[u8],
+    ) -> Result<(), Status> {
+        data_pointer::write(command, self.rules(true), len, data, self.bus)
     }
 
     /// Fills `data` from where the command has it.

@@ -124,8 +124,13 @@ impl Controller {
             Some((submission?.as_ref()?, completion?.as_ref()?))
         });
         let completions = queues.map(|queues| {
-            let queues = queues.completion.iter().flatten();
-            queues.flat_map(CompletionQueue::ready).collect()
+            // Of a queue that was deleted meanwhile, nobody waits for them.
+            let there = |completion: &zeroshift_nvme::completion::Completion| {
+                let queue = queues.submission.get(usize::from(completion.sqid));
+                queue.is_some_and(Option::is_some)
+            };
+            let all = queues.completion.iter().flatten();
+            all.flat_map(CompletionQueue::ready).filter(there).collect()
         });
         let mut interrupts = [0; 32];
         for vector in 0..bus.vectors().min(256) {

@@ -131,10 +131,12 @@ pub(crate) fn resolve(
     }
 }
 
-/// Copies `data` to where the command wants it. Not for the I/O path: it allocates.
+/// Copies `data` to where the command wants it; it may be less than the `len` bytes that the command
+/// asks for, which say what PRP2 means. Not for the I/O path: it allocates.
 pub(crate) fn write(
     command: &Command,
     rules: Rules,
+    len: u64,
     data: &[u8],
     bus: &Bus<'_>,
 ) -> Result<(), Status> {
@@ -143,10 +145,13 @@ pub(crate) fn write(
         to_host: true,
         ..rules
     };
-    resolve(command, data.len() as u64, rules, bus, &mut segments)?;
+    resolve(command, len, rules, bus, &mut segments)?;
     let mut rest = data;
     for Segment { iova, len } in segments.iter() {
-        let (now, later) = rest.split_at(len as usize);
+        if rest.is_empty() {
+            break;
+        }
+        let (now, later) = rest.split_at(rest.len().min(len as usize));
         if let Some(iova) = iova {
             bus.write(iova, now)
                 .map_err(|error| transfer_error(command, iova, error))?;

@@ -71,7 +71,7 @@ fn data_goes_where_the_entries_say_and_comes_back_from_there() {
         prp2: 0x9000,
         ..Command::new(0x06)
     };
-    write(&command, RULES, &data, &bench.bus()).unwrap();
+    write(&command, RULES, data.len() as u64, &data, &bench.bus()).unwrap();
     let mut tail = vec![0; 0x804];
     bench.memory.read(0x9000, &mut tail).unwrap();
     assert_eq!(tail, data[0x7fc..]);
@@ -95,7 +95,7 @@ fn bit_buckets_skip_data() {
         prp2: 0x3000_0000_0000_0030,
         ..Command::new(0x02)
     };
-    write(&command, RULES, &[1, 2, 3, 4, 5, 6, 7], &bench.bus()).unwrap();
+    write(&command, RULES, 7, &[1, 2, 3, 4, 5, 6, 7], &bench.bus()).unwrap();
     for (iova, expected) in [(0x1000, [1, 2, 0]), (0x2000, [6, 7, 0])] {
         let mut found = [0; 3];
         bench.memory.read(iova, &mut found).unwrap();

@@ -88,7 +88,12 @@ impl Migration {
             log.descriptors(),
             log.granule()
         );
-        function.lock().memory.set_log(Some(Arc::new(log)));
+        let mut state = function.lock();
+        // It may have been suspended, or reset, since it was looked at.
+        if !state.kind.phase().is_running() {
+            return Err(Status::CONTROLLER_SUSPENDED);
+        }
+        state.memory.set_log(Some(Arc::new(log)));
         Ok(Answer::Now(0))
     }
 
@@ -184,7 +189,8 @@ impl Migration {
             let _ = report.push(MemoryRange { address, granules });
         });
         let size = report.finish(suspended, more);
-        context.send(command, &buffer[..size]).inspect_err(|_| {
+        let sent = context.send_start(command, bytes.into(), &buffer[..size]);
+        sent.inspect_err(|_| {
             // The host did not get it, so it stays in the log. There is one marker at a time: who has
             // the target's lock.
             let _state = function.lock();

@@ -83,6 +83,11 @@ impl Migration {
             let mut state = function.lock();
             let suspension = state.kind.phase().quiet();
             let same = |image: &Image| image.parts == parts && image.suspension == suspension;
+            // Parts of two suspensions make no state.
+            let other = |image: &Image| image.suspension != suspension;
+            if get.offset != 0 && image.as_ref().is_some_and(other) {
+                return Err(Status::COMMAND_SEQUENCE_ERROR);
+            }
             if get.offset == 0 || !image.as_ref().is_some_and(same) {
                 let bytes = function.with_kind(&mut state, |kind, bus| {
                     Some(kind.migratable()?.save(parts, bus))
@@ -157,14 +162,23 @@ impl Migration {
             self.sessions[target].incoming = Some(incoming);
             return Ok(Answer::Now(0));
         }
-        self.commit(target, parts, &incoming.bytes)
+        self.commit(target, parts, &incoming)
     }
 
-    fn commit(&mut self, target: usize, parts: Parts, bytes: &[u8]) -> Result<Answer, Status> {
+    fn commit(
+        &mut self,
+        target: usize,
+        parts: Parts,
+        incoming: &Incoming,
+    ) -> Result<Answer, Status> {
         let (id, function) = &self.fleet.functions[target];
         let mut state = function.lock();
+        // It may have been reset while the data came in.
+        if state.kind.phase() != Phase::Suspended(incoming.suspension) {
+            return Err(Status::COMMAND_SEQUENCE_ERROR);
+        }
         let loaded = function.with_kind(&mut state, |kind, bus| {
-            Some(kind.migratable()?.load(parts, bytes, bus))
+            Some(kind.migratable()?.load(parts, &incoming.bytes, bus))
         });
         match loaded {
             Some(Ok(())) => {

@@ -276,3 +276,40 @@ fn a_card_that_forgets_is_found_out() {
     rig.command(ONE, 1, block(0x02, 1, 0, DATA));
     assert!(rig.report(1).0.is_empty());
 }
+
+#[test]
+fn a_report_shorter_than_its_buffer_reads_the_pointers_of_the_whole() {
+    let mut rig = Rig::new("memory=1M");
+    assert_eq!(rig.send(track(1, true), &request_for(0, &[(0, 1024)])), 0);
+    {
+        let state = rig.hosts[ONE].function.lock();
+        for n in 0..300 {
+            state.memory.log().unwrap().mark(n * 0x2000, 1);
+        }
+    }
+    // Four pages, so PRP2 is a list; the report fills a page and a part of the next.
+    let pages = [DATA, DATA + 0x5000, DATA + 0x3000, DATA + 0x7000];
+    let at = DATA + 0x1000;
+    let list: Vec<u8> = pages[1..]
+        .iter()
+        .flat_map(|page| page.to_le_bytes())
+        .collect();
+    rig.hosts[ADMIN].driver.write(at, &list);
+    let receive = Command {
+        prp1: pages[0],
+        prp2: at,
+        cdw11: 1,
+        cdw12: 4096 - 1,
+        ..Command::new(0x3e)
+    };
+    assert_eq!(rig.command(ADMIN, 0, receive).status.bits(), 0);
+    let driver = &rig.hosts[ADMIN].driver;
+    assert_eq!(driver.read(at, list.len()), list, "the list is the host's");
+    let mut data = driver.read(pages[0], 0x1000);
+    data.extend(driver.read(pages[1], 0x1000));
+    assert_eq!(data[4..8], 300u32.to_le_bytes());
+    for (n, entry) in data[16..].chunks(16).take(300).enumerate() {
+        let address = n as u64 * 0x2000;
+        assert_eq!((&entry[..8], entry[8]), (&address.to_le_bytes()[..], 1));
+    }
+}

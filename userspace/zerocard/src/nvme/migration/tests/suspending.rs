@@ -321,3 +321,17 @@ fn a_fault_spoils_one_byte_of_a_state() {
     assert_eq!(rig.give(2, &bad, 300), 0x002);
     assert_eq!(rig.give(2, &good, 300), 0);
 }
+
+#[test]
+fn parts_of_two_suspensions_make_no_state() {
+    let mut rig = Rig::new("memory=1M");
+    rig.start(ONE, 8);
+    assert_eq!(rig.status(suspend(1)), 0);
+    assert_eq!(rig.status(get(1, 0, 16)), 0);
+    rig.hosts[ONE].function.reset();
+    rig.hosts[ONE].configure();
+    assert_eq!(rig.status(suspend(1)), 0);
+    assert_eq!(rig.status(get(1, 64, 16)), 0x0c, "Command Sequence Error");
+    assert_eq!(rig.status(get(1, 0, 16)), 0);
+    assert_eq!(rig.status(get(1, 64, 16)), 0);
+}
