@@ -189,7 +189,7 @@ impl Migration {
             let _ = report.push(MemoryRange { address, granules });
         });
         let size = report.finish(suspended, more);
-        let sent = context.send_start(command, bytes.into(), &buffer[..size]);
+        let sent = context.send_start(command, bytes, &buffer[..size]);
         sent.inspect_err(|_| {
             // The host did not get it, so it stays in the log. There is one marker at a time: who has
             // the target's lock.
