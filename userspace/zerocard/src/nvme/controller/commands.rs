@@ -259,6 +259,10 @@ impl Controller {
             if submission.waiting() == 0 {
                 continue;
             }
+            // Before the next turn is given away: who gets nothing now is the first in the next pass.
+            if budget.is_spent() || self.requests.room() == 0 {
+                break;
+            }
             let completion = queues.completion.get(usize::from(submission.completion));
             let room = completion
                 .and_then(Option::as_ref)
@@ -266,8 +270,6 @@ impl Controller {
             let max = room.min(self.requests.room()).min(budget.commands);
             let mut entries = [[0; Command::SIZE]; BATCH];
             let count = submission.peek(max, bus, &mut entries)?;
-            // The queue behind this one is the first in the next pass.
-            self.next_queue = id % self.queue_count() + 1;
             for entry in &entries[..count as usize] {
                 if budget.is_spent() || self.limiter.wait(io.now()).is_some() {
                     return Ok(worked);
@@ -276,6 +278,8 @@ impl Controller {
                     queues.fetched(id);
                 }
                 worked = true;
+                // The queue behind this one has the next turn.
+                self.next_queue = id % self.queue_count() + 1;
                 let command = Command::from_bytes(entry);
                 budget.spend(&command);
                 match decide(false, &command, bus) {

@@ -345,6 +345,29 @@ fn a_reset_with_commands_in_flight_is_done_when_the_kernel_is() {
 }
 
 #[test]
+fn every_queue_has_its_turn() {
+    let mut rig = Rig::enabled(vec![memory(1)]);
+    for id in 1..=4 {
+        rig.create_pair(id, 256);
+        for cid in 0..200 {
+            let read = block_command(READ, 1, 0, 1);
+            rig.queue(id, &Command { cid, ..read });
+        }
+        rig.ring(id);
+    }
+    // A pass starts 64 commands, and a batch has 32: two queues in each.
+    let mut served = [0; 4];
+    for pass in 1..=4 {
+        rig.pass();
+        for id in 1..=4 {
+            served[usize::from(id) - 1] += rig.reap_all(id).len();
+        }
+        let fewest = served.iter().min().unwrap();
+        assert!(*fewest >= 32 * (pass / 2), "{served:?} after {pass}");
+    }
+}
+
+#[test]
 fn a_reset_gives_up_on_storage_that_keeps_a_request_and_says_when() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("disk");
