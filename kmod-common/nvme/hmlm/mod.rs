@@ -42,6 +42,7 @@ pub mod state;
 pub mod track_receive;
 pub mod track_send;
 
+use super::bytes;
 use super::status::Status;
 
 /// Bytes of the smallest granule; granularities are exponents of two over it.
@@ -120,6 +121,32 @@ impl MemoryRange {
             None => Err(Malformed::new(offset, "range beyond 2^64")),
         }
     }
+}
+
+/// The ranges in a list of descriptors of `size` bytes, each SADDR and LEN first, that begins at byte
+/// `offset` of its structure. Ends with the first error; bytes at the end that are no whole
+/// descriptor are left alone.
+fn ranges(
+    list: &[u8],
+    size: usize,
+    offset: usize,
+    granularity: u16,
+) -> impl Iterator<Item = Result<MemoryRange, Malformed>> + '_ {
+    let mut failed = false;
+    list.chunks_exact(size)
+        .enumerate()
+        .map_while(move |(index, descriptor)| {
+            if failed {
+                return None;
+            }
+            let range = MemoryRange {
+                address: bytes::u64_at(descriptor, 0),
+                granules: bytes::u32_at(descriptor, 8),
+            }
+            .validate(granularity, offset + index * size);
+            failed = range.is_err();
+            Some(range)
+        })
 }
 
 #[cfg(test)]

@@ -207,23 +207,7 @@ impl<'a> Report<'a> {
     /// A descriptor that is not aligned to the granule or ends beyond 2^64. The caller must then
     /// take the log as lost: the card has already forgotten the rest.
     pub fn ranges(&self) -> impl Iterator<Item = Result<MemoryRange, Malformed>> + 'a {
-        let granularity = self.granularity;
-        let mut failed = false;
-        self.list
-            .chunks_exact(DESCRIPTOR)
-            .enumerate()
-            .map_while(move |(index, descriptor)| {
-                if failed {
-                    return None;
-                }
-                let range = MemoryRange {
-                    address: bytes::u64_at(descriptor, 0),
-                    granules: bytes::u32_at(descriptor, 8),
-                }
-                .validate(granularity, HEADER + index * DESCRIPTOR);
-                failed = range.is_err();
-                Some(range)
-            })
+        super::ranges(self.list, DESCRIPTOR, HEADER, self.granularity)
     }
 }
 

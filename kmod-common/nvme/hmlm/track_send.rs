@@ -196,22 +196,7 @@ impl Header {
         &self,
         list: &'a [u8],
     ) -> impl Iterator<Item = Result<MemoryRange, Malformed>> + 'a {
-        let granularity = u16::from(self.granularity);
-        let mut failed = false;
-        list.chunks_exact(DESCRIPTOR)
-            .enumerate()
-            .map_while(move |(index, descriptor)| {
-                if failed {
-                    return None;
-                }
-                let range = MemoryRange {
-                    address: bytes::u64_at(descriptor, 0),
-                    granules: bytes::u32_at(descriptor, 8),
-                }
-                .validate(granularity, HEADER + index * DESCRIPTOR);
-                failed = range.is_err();
-                Some(range)
-            })
+        super::ranges(list, DESCRIPTOR, HEADER, self.granularity.into())
     }
 }
 

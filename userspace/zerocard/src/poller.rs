@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use crate::pci::{Function, Progress};
 use crate::sys::{Buffer, Full, Operation, Ring, Waker};
 
-/// Requests that one function may have in the kernel: tokens of the ring are function * SLOTS + slot.
+/// Commands that one function works on at once, so requests that it may have in the kernel: tokens of the ring are function * SLOTS + slot.
 pub(crate) const SLOTS: u32 = 256;
 
 /// A kind's way to the kernel for the length of a call.

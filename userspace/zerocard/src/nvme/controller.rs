@@ -24,7 +24,7 @@ use zeroshift_nvme::nvm::io as opcode;
 use zeroshift_nvme::registers::{self, Aqa, Cap, Cc, Csts, Version};
 
 use super::admin::{Admin, Personality};
-use super::io::{self, Requests, Step, Surroundings, SLOTS};
+use super::io::{self, Requests, Step, Surroundings};
 use super::queues::{CompletionQueue, InvalidDoorbell, Queues, SubmissionQueue};
 use super::rate::Limiter;
 use super::shadow::Shadow;
@@ -32,7 +32,7 @@ use super::staged::Staged;
 use crate::control::Rate;
 use crate::memory::DmaError;
 use crate::pci::{Bus, Condition, Kind, Migratable, Phase, Progress};
-use crate::poller::Io;
+use crate::poller::{Io, SLOTS};
 use crate::throttle::Throttle;
 
 /// The version of the specification that VS and Identify Controller claim.

@@ -9,10 +9,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, CWD};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -100,7 +99,9 @@ impl Listener {
                 // Others hold what the process may have; what they give back, the next try gets.
                 Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                     tracing::error!("no connection can be taken: {error}");
-                    std::thread::sleep(Duration::from_secs(1));
+                    if pause(stop)? {
+                        return Ok(());
+                    }
                     continue;
                 }
                 Err(error) => return Err(error.into()),
@@ -130,6 +131,19 @@ impl Listener {
                 Closed::Failed(error) => tracing::warn!("client dropped: {error}"),
             }
         }
+    }
+}
+
+/// Waits a second, or until the process is to end (`true`).
+fn pause(stop: BorrowedFd<'_>) -> io::Result<bool> {
+    let second = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    match rustix::event::poll(&mut [PollFd::new(&stop, PollFlags::IN)], Some(&second)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -53,10 +53,7 @@ const IO: [u8; 5] = [
     admin::DOORBELL_BUFFER_CONFIG,
 ];
 
-/// Maximum Data Transfer Size: 2^7 pages of 4 KiB.
-pub(super) const MDTS: u8 = 7;
-/// The same in bytes.
-pub(super) const MAX_TRANSFER: u64 = 0x1000 << MDTS;
+pub(super) use super::io::{MAX_TRANSFER, MDTS};
 
 /// What a controller is, for its life.
 pub(crate) struct Personality {

@@ -5,7 +5,7 @@
 //! Owned by the controller. A command is checked, its data found in guest memory, and the work
 //! handed to the medium: to the kernel for a file, done at once for memory. Nothing here knows
 //! queues or registers. Requests have slots that are made once; their buffers are used again, so
-//! nothing is allocated once every slot has seen its largest request.
+//! nothing is allocated once every slot has seen its largest request, but for Dataset Management.
 
 mod requests;
 #[cfg(test)]
@@ -25,7 +25,7 @@ use crate::memory::DmaError;
 use crate::pci::Bus;
 use crate::poller::Io;
 use crate::sys::Full;
-pub(crate) use requests::{Request, Requests, SLOTS};
+pub(crate) use requests::{Request, Requests};
 use work::Work;
 
 /// Maximum Data Transfer Size: 2^7 pages of 4 KiB.

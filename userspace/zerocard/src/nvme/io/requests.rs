@@ -17,9 +17,6 @@ use crate::nvme::data_pointer::Segments;
 use crate::pci::Bus;
 use crate::sys::{Buffer, Mapping};
 
-/// Commands that a controller works on at once.
-pub(crate) const SLOTS: u32 = 256;
-
 /// A command under way.
 pub(crate) struct Request {
     /// The submission queue that it came from.
