@@ -5,6 +5,18 @@
 //!
 //! A contract with userspace (`docs/interfaces.md`, section 4): fields are added at the end or in
 //! what is reserved, never moved. `migdirty.h` is the C face; a test holds the two together.
+//!
+//! Every structure begins with `argsz`, the size that the caller knows, and `flags`. All ioctls
+//! fail with EINVAL (`argsz` too small, flags or reserved fields not zero), E2BIG (`argsz` above
+//! [`MAX_ARGSZ`]) and EFAULT; those that name a function also with ENOENT (no card manages it), EIO
+//! (the card is dead, or refused), EBUSY (somebody else owns it) and EINTR. The documentation of
+//! each tells what more there is.
+
+mod card;
+mod function;
+
+pub use card::*;
+pub use function::*;
 
 /// Name of the device below `/dev`.
 pub const DEVICE_NAME: &str = "migdirty";
@@ -12,120 +24,53 @@ pub const DEVICE_NAME: &str = "migdirty";
 /// Letter of the ioctl numbers.
 pub const IOCTL_TYPE: u8 = 0xe7;
 
-/// Number of [`MIGDIRTY_GET_CARD`] within its letter.
-pub const GET_CARD_NUMBER: u8 = 0x00;
-
-/// Describes the card with the lowest address that is not below [`MigdirtyCard::address`].
-///
-/// `_IOWR(0xE7, 0x00, struct migdirty_card)`. Fails with EINVAL (`argsz` too small, flags or
-/// reserved fields not zero), E2BIG (`argsz` above [`MAX_ARGSZ`]), EFAULT, ENOENT (no card from
-/// there on), EINTR (a signal came while every command slot was taken).
-pub const MIGDIRTY_GET_CARD: u32 = iowr(
-    IOCTL_TYPE,
-    GET_CARD_NUMBER,
-    core::mem::size_of::<MigdirtyCard>(),
-);
-
-/// [`MigdirtyCard::flags`]: the card answered when it was asked.
-pub const MIGDIRTY_CARD_LIVE: u32 = 1 << 0;
-
-/// [`MigdirtyCard::flags`]: Host Managed Live Migration (OACS.HMLMS).
-pub const MIGDIRTY_CARD_LIVE_MIGRATION: u32 = 1 << 1;
-
-/// [`MigdirtyCard::flags`]: tracks what functions write to host memory (TRATTR.THMCS).
-pub const MIGDIRTY_CARD_TRACKS_MEMORY: u32 = 1 << 2;
-
-/// The smallest `argsz`: the structure's first version.
-pub const MIN_ARGSZ: u32 = 480;
-
 /// The largest `argsz`.
 pub const MAX_ARGSZ: u32 = 4096;
 
-/// A card, for [`MIGDIRTY_GET_CARD`]. No implicit padding.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MigdirtyCard {
-    /// Size of the structure as the caller knows it.
-    pub argsz: u32,
-    /// In: 0. Out: `MIGDIRTY_CARD_*`.
-    pub flags: u32,
-    /// `domain << 16 | bus << 8 | device << 3 | function`. In: where to look from.
-    pub address: u32,
-    /// Controller ID (CNTLID).
-    pub controller_id: u16,
-    /// Controller Type (CNTRLTYPE), 3 for an administrative controller.
-    pub controller_type: u8,
-    /// Smallest tracking granule, 2^n x 4 KiB (MINMRTG).
-    pub min_granule: u8,
-    /// Largest tracking granule, 2^n x 4 KiB (MAXMRTG).
-    pub max_granule: u8,
-    /// 0.
-    pub reserved: [u8; 3],
-    /// Memory range tracking descriptors that this controller supports (CMMRTD).
-    pub max_ranges: u16,
-    /// The same for its whole NVM subsystem (NMMRTD).
-    pub max_ranges_subsystem: u16,
-    /// VS register.
-    pub version: u32,
-    /// Interrupt vectors in use.
-    pub vectors: u32,
-    /// Admin commands completed since probe.
-    pub commands: u64,
-    /// Of these, with an error status, plus those that timed out.
-    pub failures: u64,
-    /// Interrupts taken since probe.
-    pub interrupts: u64,
-    /// Serial number (SN), ASCII, space padded.
-    pub serial: [u8; 20],
-    /// Model number (MN), ASCII, space padded.
-    pub model: [u8; 40],
-    /// Firmware revision (FR), ASCII, space padded.
-    pub firmware: [u8; 8],
-    /// NVM subsystem name (SUBNQN), zero padded.
-    pub subnqn: [u8; 256],
-    /// 0.
-    pub reserved2: [u8; 100],
-}
+/// Number of [`MIGDIRTY_GET_CARD`] within its letter.
+pub const GET_CARD_NUMBER: u8 = 0x00;
 
-impl MigdirtyCard {
-    /// A question for the card at `address` or after it, from a caller that knows this version.
-    pub const fn question(address: u32) -> Self {
-        Self {
-            argsz: MIN_ARGSZ,
-            address,
-            ..Self::ZERO
-        }
-    }
+/// Describes the card with the lowest address that is not below [`MigdirtyCard::address`]. ENOENT
+/// when there is none from there on; EINTR when a signal came while every command slot was taken.
+pub const MIGDIRTY_GET_CARD: u32 = iowr::<MigdirtyCard>(GET_CARD_NUMBER);
 
-    /// All zero.
-    pub const ZERO: Self = Self {
-        argsz: 0,
-        flags: 0,
-        address: 0,
-        controller_id: 0,
-        controller_type: 0,
-        min_granule: 0,
-        max_granule: 0,
-        reserved: [0; 3],
-        max_ranges: 0,
-        max_ranges_subsystem: 0,
-        version: 0,
-        vectors: 0,
-        commands: 0,
-        failures: 0,
-        interrupts: 0,
-        serial: [0; 20],
-        model: [0; 40],
-        firmware: [0; 8],
-        subnqn: [0; 256],
-        reserved2: [0; 100],
-    };
-}
+/// Describes the function with exactly this address, without asking the card.
+pub const MIGDIRTY_GET_FUNCTION: u32 = iowr::<MigdirtyFunctionInfo>(0x01);
 
-const _: () = assert!(core::mem::size_of::<MigdirtyCard>() == MIN_ARGSZ as usize);
+/// Starts a log of what the function writes. EALREADY when there is one; ENOSPC when the ranges
+/// cannot be tracked, even joined and with the coarsest granule.
+pub const MIGDIRTY_LOG_START: u32 = iowr::<MigdirtyLogStart>(0x02);
 
-/// `_IOWR` of `include/uapi/asm-generic/ioctl.h`.
-const fn iowr(letter: u8, number: u8, size: usize) -> u32 {
+/// Reads what was written since, and forgets what it hands out. EINVAL without a log; EIO when the
+/// log is lost.
+pub const MIGDIRTY_LOG_SYNC: u32 = iowr::<MigdirtyLogSync>(0x03);
+
+/// Ends the log; without one it does nothing.
+pub const MIGDIRTY_LOG_STOP: u32 = iowr::<MigdirtyTarget>(0x04);
+
+/// Suspends the function; returns when it is quiet. Suspended already: does nothing. ETIMEDOUT when
+/// it did not become quiet in time and was resumed.
+pub const MIGDIRTY_PAUSE: u32 = iowr::<MigdirtyTarget>(0x05);
+
+/// Lets the function go on; running already: does nothing.
+pub const MIGDIRTY_RESUME: u32 = iowr::<MigdirtyTarget>(0x06);
+
+/// Gets the controller state of a paused function. EBUSY when it runs; ENOSPC when the room is too
+/// small, with what is needed in [`MigdirtyState::size`].
+pub const MIGDIRTY_SAVE: u32 = iowr::<MigdirtyState>(0x07);
+
+/// Sets the controller state of a paused function that is not enabled (CC.EN = 0). EBUSY when it
+/// runs; EINVAL when the card refuses the state; EOPNOTSUPP for a format that it does not know.
+pub const MIGDIRTY_RESTORE: u32 = iowr::<MigdirtyState>(0x08);
+
+/// Gets the identity record of a migration stream. ENOSPC when the room is too small, with what is
+/// needed in [`MigdirtyIdentity::size`].
+pub const MIGDIRTY_GET_IDENTITY: u32 = iowr::<MigdirtyIdentity>(0x09);
+
+/// `_IOWR(0xE7, number, T)` of `include/uapi/asm-generic/ioctl.h`.
+const fn iowr<T>(number: u8) -> u32 {
     const READ_WRITE: u32 = 3;
-    (READ_WRITE << 30) | ((size as u32 & 0x3fff) << 16) | ((letter as u32) << 8) | number as u32
+    // CAST: every structure is far below the 16 KiB that the field can tell.
+    let size = core::mem::size_of::<T>() as u32 & 0x3fff;
+    (READ_WRITE << 30) | (size << 16) | ((IOCTL_TYPE as u32) << 8) | number as u32
 }
