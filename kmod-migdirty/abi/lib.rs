@@ -6,7 +6,10 @@
 //! declarations; docs/interfaces.md, section 11, is the contract. Each module compares the sizes
 //! and offsets with the header's when it is loaded, and refuses to load when one differs.
 
-use kernel::ffi::c_void;
+use kernel::{
+    bindings,
+    ffi::{c_int, c_void},
+};
 
 /// A function that a card manages, claimed by its one owner. Only ever behind a pointer.
 #[repr(C)]
@@ -82,7 +85,7 @@ pub(crate) struct Request {
     pub(crate) granule: u64,
     /// See the operations.
     pub(crate) format: Format,
-    /// One of [`operation`].
+    /// One of [`operation`]'s.
     pub(crate) operation: u32,
     /// Out: 0 or a negative errno.
     pub(crate) result: i32,
@@ -105,3 +108,48 @@ pub(crate) struct Batch {
 
 /// What [`migdirty_log_take`] calls for each range.
 pub(crate) type Dirty = unsafe extern "C" fn(context: *mut c_void, iova: u64, length: u64);
+
+// The PCI device is only passed through; deep inside it has an array that is empty here.
+#[allow(improper_ctypes)]
+extern "C" {
+    /// Finds the function's card and makes the caller its owner. `ENODEV` no card manages it,
+    /// `EBUSY` it has an owner, `EOPNOTSUPP` the card cannot. Sleeps.
+    ///
+    /// `events` and `context` stay valid until [`migdirty_release`] has returned; the function
+    /// stays bound to the caller's driver as long.
+    pub(crate) fn migdirty_claim(
+        pdev: *mut bindings::pci_dev,
+        events: *const Events,
+        context: *mut c_void,
+        function: *mut *mut Function,
+    ) -> c_int;
+
+    /// Gives it back; afterwards the handle is gone. No operation may be in flight. Waits until no
+    /// `lost` runs, so not from within it. Sleeps.
+    pub(crate) fn migdirty_release(function: *mut Function);
+
+    /// Starts the operations of a batch; 0: `complete` will be called, once. `EINVAL` otherwise.
+    /// Does not wait for a card.
+    pub(crate) fn migdirty_submit(batch: *mut Batch) -> c_int;
+
+    /// Hands the harvested dirty ranges that overlap `first..=last`, cut to it, to `dirty`,
+    /// ascending, and forgets them. `dirty` may fault pages and must not call migdirty. `EINVAL` no
+    /// log, `EIO` the log is lost. Sleeps.
+    pub(crate) fn migdirty_log_take(
+        function: *mut Function,
+        first: u64,
+        last: u64,
+        dirty: Option<Dirty>,
+        context: *mut c_void,
+    ) -> c_int;
+
+    /// The value of the identity record: its size, or `-ENOSPC`. Sleeps.
+    pub(crate) fn migdirty_identity(
+        function: *mut Function,
+        buffer: *mut c_void,
+        room: usize,
+    ) -> isize;
+
+    /// The format that [`operation::GET_STATE`] will give. Sleeps.
+    pub(crate) fn migdirty_format(function: *mut Function, format: *mut Format) -> c_int;
+}
