@@ -12,3 +12,4 @@ pub mod migdirty;
 pub mod module;
 pub mod sys;
 pub mod sysfs;
+pub mod vfio;

@@ -13,6 +13,7 @@ mod kdir;
 mod killed;
 mod logic;
 mod peers;
+mod variant;
 mod vmfunc;
 
 use std::process::ExitCode;
@@ -174,6 +175,12 @@ const SCENARIOS: &[Scenario] = &[
         name: "broken-cards",
         what: "cards that break, a good one beside them",
         run: broken::test_kernel,
+    },
+    Scenario {
+        level: Level::Kernel,
+        name: "vfio-plain",
+        what: "the layer that judges VFIO drivers, on vfio-pci",
+        run: variant::plain,
     },
     Scenario {
         level: Level::E2e,
