@@ -12,8 +12,11 @@ use crate::cache::Cache;
 use crate::command;
 use crate::kernel::{self, Tree};
 
-/// A module that this checkout builds: its folder and the object it makes.
-const MODULES: [(&str, &str); 1] = [("kmod-migdirty", "migdirty.ko")];
+/// The modules that this checkout builds: folder and object, each after those whose symbols it needs.
+const MODULES: [(&str, &str); 2] = [
+    ("kmod-migdirty", "migdirty.ko"),
+    ("vfio-variant", "zeroshift_vfio_pci.ko"),
+];
 
 /// Built modules of one kernel.
 #[derive(Clone, Debug)]
@@ -46,7 +49,7 @@ pub(crate) fn build(cache: &Cache, root: &BuildRoot, repo: &Path, tree: &Tree) -
     ]);
     let name = format!("modules-{}", checkout.as_str());
     let _lock = cache.lock(&name)?;
-    let mut files = Vec::new();
+    let mut files: Vec<PathBuf> = Vec::new();
     for (folder, object) in MODULES {
         let out = cache.dir().join(&name).join(folder);
         fs::create_dir_all(&out)?;
@@ -57,6 +60,11 @@ pub(crate) fn build(cache: &Cache, root: &BuildRoot, repo: &Path, tree: &Tree) -
             .arg(format!("MO={}", out.display()));
         make.arg(format!("-j{}", kernel::jobs()))
             .args(kernel::compiler_arguments(tree.llvm));
+        let symbols: Vec<String> = files
+            .iter()
+            .map(|file| file.with_file_name("Module.symvers").display().to_string())
+            .collect();
+        make.arg(format!("KBUILD_EXTRA_SYMBOLS={}", symbols.join(" ")));
         make.args([
             "CLIPPY=1",
             "KRUSTFLAGS=-Dwarnings",
