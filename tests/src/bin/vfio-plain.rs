@@ -65,7 +65,7 @@ fn running(
     arguments: &Arguments,
     access: Access,
     wish: Wish,
-    test: impl FnOnce(Nvme<'_>) -> Outcome,
+    test: impl FnOnce(&mut Nvme<'_>) -> Outcome,
 ) -> Outcome {
     let Options {
         driver, function, ..
@@ -120,7 +120,7 @@ fn config_space(arguments: &Arguments, access: Access) -> Outcome {
 }
 
 fn identify(arguments: &Arguments, access: Access) -> Outcome {
-    running(arguments, access, Wish::default(), |mut nvme| {
+    running(arguments, access, Wish::default(), |nvme| {
         let page = DATA.iova;
         nvme.identify(page)?;
         let page: [u8; PAGE as usize] = nvme.dma().page(page).try_into().unwrap();
@@ -134,9 +134,9 @@ fn identify(arguments: &Arguments, access: Access) -> Outcome {
 
 /// Reads into pages of every window, single ones and lists.
 fn data(arguments: &Arguments, access: Access) -> Outcome {
-    running(arguments, access, Wish::default(), |mut nvme| {
+    running(arguments, access, Wish::default(), |nvme| {
         const PAGES: u64 = 32;
-        fill(&mut nvme, PAGES, 1)?;
+        fill(nvme, PAGES, 1)?;
         let dma = nvme.dma();
         for window in LOW.into_iter().chain([DATA]) {
             let pages = PAGES.min(window.length / PAGE);
@@ -166,8 +166,8 @@ fn many_at_once(arguments: &Arguments, access: Access) -> Outcome {
         entries: 8,
         ..Wish::default()
     };
-    running(arguments, access, wish, |mut nvme| {
-        fill(&mut nvme, 1, 2)?;
+    running(arguments, access, wish, |nvme| {
+        fill(nvme, 1, 2)?;
         let pages = (0..50).map(|i| DATA.iova + 2 * i * PAGE).collect();
         nvme.take_written();
         nvme.write_pages(&pages)?;
@@ -190,7 +190,7 @@ fn interrupts(arguments: &Arguments, access: Access) -> Outcome {
         vector: Some(1),
         ..Wish::default()
     };
-    running(arguments, access, wish, |mut nvme| {
+    running(arguments, access, wish, |nvme| {
         let events: Vec<OwnedFd> = (0..2)
             .map(|_| eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC))
             .collect::<Result<_, _>>()?;
@@ -219,13 +219,13 @@ fn count(event: &OwnedFd) -> Result<u64, Stop> {
 
 /// A window can be unmapped, mapped again and used.
 fn maps(arguments: &Arguments, access: Access) -> Outcome {
-    running(arguments, access, Wish::default(), |mut nvme| {
+    running(arguments, access, Wish::default(), |nvme| {
         let space = &nvme.dma().space;
         let [low, ..] = LOW;
         space.unmap(low.iova, low.length)?;
         let other = zeroshift_tests::vfio::memory::Memory::new(PAGE as usize)?;
         space.map(low.iova, &other, 0, PAGE as usize)?;
-        fill(&mut nvme, 1, 3)?;
+        fill(nvme, 1, 3)?;
         nvme.read(0, low.iova, PAGE)?;
         let mut page = vec![0; PAGE as usize];
         other.read(0, &mut page);
@@ -254,13 +254,13 @@ fn reset_by(
     access: Access,
     reset: impl Fn(&Nvme<'_>) -> Outcome,
 ) -> Outcome {
-    running(arguments, access, Wish::default(), |mut nvme| {
-        fill(&mut nvme, 1, 4)?;
+    running(arguments, access, Wish::default(), |nvme| {
+        fill(nvme, 1, 4)?;
         for _ in 0..3 {
-            reset(&nvme)?;
+            reset(nvme)?;
             nvme.device.enable(true)?;
             check!(!nvme.is_ready(), "ready after a reset");
-            nvme = nvme.start_again(Wish::default())?;
+            nvme.start_again(Wish::default())?;
             nvme.dma().write(DATA.iova, &[0; PAGE as usize]);
             nvme.read(0, DATA.iova, PAGE)?;
             check!(
@@ -274,7 +274,7 @@ fn reset_by(
 
 /// A device that is closed while it runs cannot reach memory any more, and can be opened again.
 fn close_while_running(arguments: &Arguments, access: Access) -> Outcome {
-    running(arguments, access, Wish::default(), |mut nvme| {
+    running(arguments, access, Wish::default(), |nvme| {
         nvme.put_read(0, DATA.iova, PAGE);
         nvme.ring_io();
         Ok(())

@@ -13,7 +13,9 @@
 //! | [`feature`] | `VFIO_DEVICE_FEATURE` with any bytes |
 //! | [`migration`] | migration states, data files |
 //! | [`log`] | DMA logging: start, stop, reports |
+//! | [`exact`] | a log beside what was written |
 //! | [`nvme`] | a polling NVMe driver that knows which pages its function wrote |
+//! | [`walk`] | ways through the states with a function that runs |
 //! | [`rig`] | what the programs share: options, functions, a device that runs |
 //!
 //! Nothing in here judges: results are `Errno`s and bytes as the kernel gave them.
@@ -21,6 +23,7 @@
 pub mod bind;
 pub mod device;
 pub mod dma;
+pub mod exact;
 pub mod feature;
 pub mod log;
 pub mod memory;
@@ -29,3 +32,4 @@ pub mod nvme;
 pub mod rig;
 pub mod space;
 mod sys;
+pub mod walk;

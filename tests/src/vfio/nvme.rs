@@ -91,6 +91,15 @@ pub struct Queues {
     pub io: Pair,
 }
 
+impl Queues {
+    fn new(dma: &Dma, wish: Wish) -> Self {
+        Self {
+            admin: Pair::new(dma, 0, 32),
+            io: Pair::new(dma, 1, wish.entries),
+        }
+    }
+}
+
 /// What a test wants of the I/O queues.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish {
@@ -139,14 +148,10 @@ impl<'a> Nvme<'a> {
     pub fn start(device: Device, dma: &'a Dma, wish: Wish) -> Result<Self> {
         device.enable(true)?;
         let bar = device.map_bar().context("cannot map BAR0")?;
-        let queues = Queues {
-            admin: Pair::new(dma, 0, 32),
-            io: Pair::new(dma, 1, wish.entries),
-        };
         let mut nvme = Self {
             device,
             bar,
-            queues,
+            queues: Queues::new(dma, wish),
             dma,
             written: Pages::new(),
         };
@@ -155,33 +160,21 @@ impl<'a> Nvme<'a> {
         Ok(nvme)
     }
 
-    /// Starts it anew after a reset, with fresh queues.
-    pub fn start_again(self, wish: Wish) -> Result<Self> {
-        let Self {
-            device,
-            dma,
-            written,
-            ..
-        } = self;
-        dma.take_back();
-        let mut nvme = Self::start(device, dma, wish)?;
-        nvme.written.extend(written);
-        Ok(nvme)
+    /// Starts it anew after a reset, with fresh queues where the old ones were.
+    pub fn start_again(&mut self, wish: Wish) -> Result<()> {
+        self.dma.take_back();
+        self.queues = Queues::new(self.dma, wish);
+        self.device.enable(true)?;
+        self.enable()?;
+        self.create_queues(wish)
     }
 
-    /// Goes on with another function that has taken over the state of this one; gives this one's
-    /// device back.
-    pub fn go_on_with(self, device: Device) -> Result<(Self, Device)> {
+    /// Goes on with another function, which has taken over the state of this one, and gives the
+    /// device of this one back.
+    pub fn go_on_with(&mut self, device: Device) -> Result<Device> {
         device.enable(true)?;
-        let bar = device.map_bar().context("cannot map BAR0")?;
-        let moved = Self {
-            device,
-            bar,
-            queues: self.queues,
-            dma: self.dma,
-            written: self.written,
-        };
-        Ok((moved, self.device))
+        self.bar = device.map_bar().context("cannot map BAR0")?;
+        Ok(std::mem::replace(&mut self.device, device))
     }
 
     /// The memory that it works with.

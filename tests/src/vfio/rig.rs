@@ -49,10 +49,15 @@ pub fn function(address: &str) -> Function {
 }
 
 /// Runs `tests` for each way to open a device, and gives the exit code.
-pub fn run<T>(options: &Options, tests: &[(&str, T)], run: impl Fn(&T, Access) -> Outcome) -> u8 {
+pub fn run<T>(
+    options: &Options,
+    tests: &[(impl AsRef<str>, T)],
+    run: impl Fn(&T, Access) -> Outcome,
+) -> u8 {
     let mut all = Vec::new();
     for access in options.ways() {
         for (name, test) in tests {
+            let name = name.as_ref();
             let name = match access {
                 Access::Group => format!("group.{name}"),
                 Access::Cdev => format!("cdev.{name}"),
@@ -97,11 +102,11 @@ pub fn with_nvme(
     address: &str,
     access: Access,
     wish: Wish,
-    test: impl FnOnce(Nvme<'_>) -> Outcome,
+    test: impl FnOnce(&mut Nvme<'_>) -> Outcome,
 ) -> Outcome {
     let mut setup = open(driver, &[&function(address)], access)?;
     let device = setup.devices.pop().context("one device")?;
-    test(Nvme::start(device, &setup.dma, wish)?)
+    test(&mut Nvme::start(device, &setup.dma, wish)?)
 }
 
 /// What the tests write to page `page` of namespace 1: every dword says where it belongs.
