@@ -55,6 +55,8 @@ pub(crate) fn build(session: &Session) -> Result<Programs> {
         "--package",
         "card-bench",
         "--package",
+        "zeroshift-rig",
+        "--package",
         "zeroshift-tests",
     ]);
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");

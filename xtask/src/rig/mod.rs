@@ -5,6 +5,7 @@
 //! | rig | emulator | for |
 //! |---|---|---|
 //! | [`l1`] | QEMU, one initramfs | hosts: vIOMMU, card functions, nested guests |
+//! | [`migration`] | L1 and a guest in it | moving a guest that has functions of a card |
 //! | [`virtme`] | QEMU by virtme-ng, the build root as root file system | kselftests, unchanged on a host |
 //! | [`bochs`] | Bochs, an ISO | VMX with EPT and VMFUNC |
 //!
@@ -17,4 +18,5 @@ pub(crate) mod card;
 pub(crate) mod console;
 pub(crate) mod image;
 pub(crate) mod l1;
+pub(crate) mod migration;
 pub(crate) mod virtme;

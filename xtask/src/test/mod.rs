@@ -12,6 +12,7 @@ mod hosts;
 mod kdir;
 mod killed;
 mod logic;
+mod migrate;
 mod peers;
 mod variant;
 mod vmfunc;
@@ -187,6 +188,12 @@ const SCENARIOS: &[Scenario] = &[
         name: "nested",
         what: "a stock guest drives a passed-through function",
         run: e2e::scenario,
+    },
+    Scenario {
+        level: Level::E2e,
+        name: "passthrough",
+        what: "a stock guest works on a function by vfio-pci, and QEMU refuses to move it",
+        run: migrate::passthrough,
     },
     Scenario {
         level: Level::E2e,

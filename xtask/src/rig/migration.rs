@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The migration rig: L1 on the test kernel with both functions of one card, which share a namespace, and in L1 a
+//! guest (L2, Debian's stock kernel, its own `nvme` driver) that `mover` runs in stock QEMU and moves from the first
+//! function to the second.
+//!
+//! In the guest, ring-check and fio share the namespace: the first half and the second.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{bail, Context as _, Result};
+use serde_json::Value;
+
+use super::accel::Accelerator;
+use super::card::Card;
+use super::console::{Job, Transcript};
+use super::image::{self, Overlay};
+use super::l1::{command_line, Iommu, L1};
+use crate::kernel::Kind;
+use crate::session::Session;
+use crate::userspace::{self, Programs};
+
+/// Serial number of the card.
+pub(crate) const SERIAL: &str = "ZSMOVE0001";
+/// Pages of 2 MiB: two guests of 512 MiB, and what QEMU's own start needs besides.
+const HUGEPAGES: u32 = 560;
+
+/// What the guest does until it is told to stop. fio writes and verifies again and again, each time with other data;
+/// its first read and its first write column are I/Os per second in fio's terse output.
+const WORK: &str = r#"dmesg -n 7
+stty -F /dev/ttyS1 -echo
+# ring-check's pages shall stay where they are.
+echo 0 > /proc/sys/vm/compact_unevictable_allowed
+for _ in $(seq 1200); do [ -b /dev/nvme0n1 ] && break; usleep 50000; done
+verify() {
+  rounds=0 pass=true
+  while [ ! -e /tmp/stop ]; do
+    fio --name=verify --filename=/dev/nvme0n1 --offset=8M --size=2M --direct=1 --ioengine=io_uring --iodepth=4 \
+      --rw=randwrite --bsrange=4k-64k --randseed=$((rounds + 1)) --verify=crc32c --verify_fatal=1 --minimal \
+      >/tmp/fio 2>&1 || { cat /tmp/fio; pass=false; break; }
+    rounds=$((rounds + 1))
+    echo "{\"workload\":\"fio\",\"event\":\"round\",\"round\":$rounds,\"iops\":$(cut -d';' -f8 /tmp/fio | tail -n 1)}"
+  done
+  echo "{\"workload\":\"fio\",\"event\":\"summary\",\"pass\":$pass,\"rounds\":$rounds}"
+  [ $pass = true ]
+}
+verify &
+ring-check --device /dev/nvme0n1 --blocks 2048 --pages 2048 </dev/ttyS1
+status=$?
+touch /tmp/stop
+wait $! && [ $status = 0 ]"#;
+
+/// Gives both functions to a driver, in the order of their root ports.
+const BIND: &str = r#"set -e
+n=0
+for device in /sys/bus/pci/devices/*; do
+  [ $(cat $device/class) = 0x010802 ] || continue
+  n=$((n + 1))
+  echo ${device##*/} > /zs/function$n
+  echo $driver > $device/driver_override
+  echo ${device##*/} > /sys/bus/pci/drivers_probe
+  test -e /sys/bus/pci/drivers/$driver/${device##*/}
+done
+test $n = 2"#;
+
+/// The driver of the functions in L1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// The kernel's own, which cannot migrate.
+    VfioPci,
+    /// Ours.
+    Zeroshift,
+}
+
+impl Driver {
+    fn name(self) -> &'static str {
+        match self {
+            Self::VfioPci => "vfio-pci",
+            Self::Zeroshift => "zeroshift_vfio_pci",
+        }
+    }
+}
+
+/// One guest, from its start to its end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Move<'a> {
+    /// Name of the job in L1.
+    pub(crate) name: &'a str,
+    /// What is asked of `mover` beside the guest.
+    pub(crate) arguments: &'a str,
+}
+
+/// A run of the rig: one L1, and one guest after another.
+#[derive(Debug)]
+pub(crate) struct Rig<'a> {
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// The functions' driver.
+    pub(crate) driver: Driver,
+    /// Fault rules of the card.
+    pub(crate) faults: &'a [&'a str],
+    /// Whether the back end is there.
+    pub(crate) back_end: bool,
+    /// The guests.
+    pub(crate) moves: &'a [Move<'a>],
+}
+
+/// What a run came to.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    /// L1's console.
+    pub(crate) l1: Transcript,
+    /// Whether the card ended in peace.
+    pub(crate) card: Result<()>,
+}
+
+impl Ran {
+    /// What `mover` said in the job `name`.
+    pub(crate) fn report(&self, name: &str) -> Result<Report> {
+        let job = self.l1.job(name)?;
+        Report::parse(job).with_context(|| self.l1.ending())
+    }
+}
+
+impl Rig<'_> {
+    /// Boots L1 and runs the guests.
+    pub(crate) fn run(&self, session: &Session) -> Result<Ran> {
+        let place = session.place()?;
+        let host = session.kernel(Kind::Test)?;
+        let guest = session.kernel(Kind::Stock)?;
+        let programs = userspace::build(session)?;
+        let run = session.cache.run_dir("move")?;
+        let card = self.card(session, &programs, run.path())?;
+        let l2_image = run.path().join("l2-initramfs");
+        let layers = [
+            image::base(place.cache, place.root, place.repo, guest, &["nvme"])?,
+            image::peers(place.cache, place.root)?,
+        ];
+        Overlay::new()
+            .file("/zs/bin/ring-check", &programs.path("ring-check"))
+            .job("work", WORK)
+            .write(place.root, &layers, &l2_image)?;
+        let append = run.path().join("l2-append");
+        // What the kernel says while it boots costs as much as the boot; the job asks for everything again.
+        std::fs::write(&append, command_line("loglevel=5 zs.poweroff"))?;
+
+        let mut overlay = Overlay::new()
+            .file("/zs/bin/mover", &programs.path("mover"))
+            .file("/l2/vmlinuz", &guest.image)
+            .file("/l2/initrd", &l2_image)
+            .file("/l2/append", &append);
+        let mut load = format!("set -e\necho {HUGEPAGES} > /proc/sys/vm/nr_hugepages\n");
+        load += &format!("test $(cat /proc/sys/vm/nr_hugepages) = {HUGEPAGES}\n");
+        if self.driver == Driver::Zeroshift {
+            let modules = session.modules(Kind::Test)?;
+            for name in ["migdirty", "zeroshift_vfio_pci"] {
+                overlay = overlay.file(&format!("/zs/{name}.ko"), modules.path(name)?);
+                load += &format!("insmod /zs/{name}.ko\n");
+            }
+            if !self.back_end {
+                load += "for card in /sys/bus/pci/drivers/migdirty/*:*; do echo ${card##*/} > ${card%/*}/unbind; done\n";
+            }
+        }
+        overlay = overlay
+            .job("load", &load)
+            .job("bind", &format!("driver={}\n{BIND}", self.driver.name()));
+        for Move { name, arguments } in self.moves {
+            overlay = overlay.job(
+                name,
+                &format!("exec mover --kernel /l2/vmlinuz --initrd /l2/initrd --append /l2/append {arguments}"),
+            );
+        }
+        let l1 = L1 {
+            name: self.name,
+            kernel: host,
+            iommu: Iommu::Vtd,
+            functions: card.sockets(),
+            memory_mib: 4096,
+            modules: &[kvm_module()?, "vfio_iommu_type1", "vfio_pci"],
+            nested: true,
+            peers: false,
+            overlay,
+            limit: Duration::from_secs(1800),
+        }
+        .run(place)?;
+        Ok(Ran {
+            l1,
+            card: card.stop(),
+        })
+    }
+
+    fn card(&self, session: &Session, programs: &Programs, dir: &Path) -> Result<Card> {
+        let mut options: Vec<String> = ["--namespace", "memory=16M", "--functions", "2"]
+            .map(str::to_owned)
+            .to_vec();
+        for rule in self.faults {
+            options.extend(["--fault".to_owned(), (*rule).to_owned()]);
+        }
+        let zerocard = programs.path("zerocard");
+        Card::start(&session.cache, &zerocard, dir, SERIAL, &options)
+    }
+}
+
+/// The module that lets L1 run guests.
+fn kvm_module() -> Result<&'static str> {
+    Ok(match Accelerator::pick_nested()? {
+        // QEMU's -cpu max has SVM.
+        Accelerator::Tcg => "kvm_amd",
+        Accelerator::Kvm if std::fs::read_to_string("/proc/cpuinfo")?.contains(" svm ") => {
+            "kvm_amd"
+        }
+        Accelerator::Kvm => "kvm_intel",
+    })
+}
+
+/// An event of `mover`, when `line` is one.
+pub(crate) fn event(line: &str) -> Option<Value> {
+    serde_json::from_str(line.strip_prefix("ZS-EVENT ")?).ok()
+}
+
+/// What `mover` said.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// All of it, in order; the last is the verdict.
+    events: Vec<Value>,
+    /// The verdict.
+    pub(crate) verdict: Value,
+}
+
+impl Report {
+    fn parse(job: &Job) -> Result<Self> {
+        let events: Vec<Value> = job.lines.iter().filter_map(|l| event(l)).collect();
+        let verdict = events.last().filter(|e| e["event"] == "verdict");
+        let verdict = verdict
+            .with_context(|| format!("the job {} came to no verdict", job.name))?
+            .clone();
+        if (verdict["pass"] == true) != (job.exit == Some(0)) {
+            bail!(
+                "the job {} ended with {:?}, and said {verdict}",
+                job.name,
+                job.exit
+            );
+        }
+        Ok(Self { events, verdict })
+    }
+
+    /// Fails unless everything held.
+    pub(crate) fn passed(&self) -> Result<()> {
+        if self.verdict["pass"] != true {
+            bail!("{}", self.verdict["why"]);
+        }
+        Ok(())
+    }
+
+    /// The first `event`.
+    pub(crate) fn first(&self, event: &str) -> Result<&Value> {
+        let found = self.events.iter().find(|e| e["event"] == event);
+        found.with_context(|| format!("the mover never said {event:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(exit: i32, lines: &[&str]) -> Job {
+        Job {
+            name: "move".into(),
+            exit: Some(exit),
+            lines: lines.iter().map(|l| (*l).to_owned()).collect(),
+        }
+    }
+
+    const ROUND: &str =
+        r#"ZS-EVENT {"event":"guest","said":{"workload":"fio","event":"round","iops":3}}"#;
+    const PASS: &str = r#"ZS-EVENT {"event":"verdict","pass":true}"#;
+    const FAIL: &str = r#"ZS-EVENT {"event":"verdict","pass":false,"why":["stale"]}"#;
+
+    #[test]
+    fn a_verdict_counts_only_with_its_exit_code() {
+        let report = Report::parse(&job(0, &["L2| x", ROUND, PASS])).unwrap();
+        report.passed().unwrap();
+        assert_eq!(report.first("guest").unwrap()["said"]["iops"], 3);
+        assert!(report.first("refused").is_err());
+        assert!(Report::parse(&job(1, &[PASS])).is_err());
+        assert!(Report::parse(&job(0, &[FAIL])).is_err());
+        let failed = Report::parse(&job(1, &[FAIL])).unwrap().passed();
+        assert!(failed.unwrap_err().to_string().contains("stale"));
+    }
+
+    #[test]
+    fn without_a_verdict_at_the_end_there_is_no_report() {
+        assert!(Report::parse(&job(0, &[PASS, ROUND])).is_err());
+        assert!(Report::parse(&job(0, &[])).is_err());
+    }
+}
