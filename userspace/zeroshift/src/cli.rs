@@ -2,18 +2,25 @@
 
 //! What the command line looks like. Nothing is done here.
 
+use crate::address::Address;
 use crate::card::CardOptions;
+use crate::size;
 use clap::{Args, Parser, Subcommand};
+use migdirty_uapi::MigdirtyRange;
 use std::path::PathBuf;
 
-/// Looks after migration-capable cards and shared-memory windows
+/// Looks after migration-capable cards and their functions
 #[derive(Debug, Parser)]
-#[command(name = "zeroshift", version, about)]
+#[command(name = "zeroshift", version, about, after_long_help = EXIT)]
 pub(crate) struct Arguments {
     /// What to do
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+const EXIT: &str = "\
+EXIT STATUS
+  0 done (also when there was nothing to do), 1 an error, 2 bad usage";
 
 /// Subcommands.
 #[derive(Debug, Subcommand)]
@@ -23,6 +30,42 @@ pub(crate) enum Command {
     /// Cards that the module migdirty has bound are asked over /dev/migdirty; NVMe administrative
     /// controllers that it has not bound are found in sysfs, with the command that binds them.
     List(ListOptions),
+    /// Give a function to the VFIO driver that can migrate it
+    ///
+    /// Takes the function from the driver that has it, which must not be in use, and binds it to
+    /// the other one. What it would need is checked before anything is changed; when the new
+    /// driver does not take the function, the old one gets it back.
+    Bind(BindOptions),
+    /// Give a function back to its usual driver
+    ///
+    /// Ends what 'zeroshift bind' did; the kernel then chooses the driver as if nothing had been.
+    Unbind(UnbindOptions),
+    /// Show a function: its card, state, owner, log and counters
+    Status(FunctionOptions),
+    /// Log which memory a function writes
+    ///
+    /// For a function that no VFIO user has. The addresses are those that the function uses; behind
+    /// an IOMMU they are I/O virtual addresses.
+    #[command(subcommand)]
+    Log(LogCommand),
+    /// Suspend a function; returns when it is quiet
+    ///
+    /// It stays so until 'zeroshift resume', a reset of the function or one of its card.
+    Pause(FunctionOptions),
+    /// Let a suspended function go on
+    Resume(FunctionOptions),
+    /// Save the controller state of a paused function to a file
+    ///
+    /// The file is a migration stream with the identity of the function. It is complete when it is
+    /// there: it is written under another name first.
+    Save(SaveOptions),
+    /// Set the controller state of a paused function from a file
+    ///
+    /// The function has to be the one that was saved, or one of the same identity on another card:
+    /// serial number, model, SUBNQN, namespaces. It has to be disabled, so it must have no driver.
+    Restore(RestoreOptions),
+    /// Show what a saved file is, and whether it is whole
+    Inspect(InspectOptions),
     /// Look into a software card that zerocard serves, or make it misbehave
     ///
     /// Asks the card over the control socket in its directory.
@@ -40,13 +83,9 @@ pub(crate) enum Command {
     },
 }
 
-/// Options of `list`.
-#[derive(Args, Debug)]
-pub(crate) struct ListOptions {
-    /// Print one JSON object instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
-
+/// Where the kernel is to be found: other places are for tests.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Places {
     /// Where sysfs is mounted
     #[arg(long, value_name = "DIR", default_value = "/sys", hide = true)]
     pub(crate) sysfs: PathBuf,
@@ -61,6 +100,152 @@ pub(crate) struct ListOptions {
     pub(crate) device: PathBuf,
 }
 
+/// Options of `list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListOptions {
+    /// List the functions that the cards manage, too
+    #[arg(long)]
+    pub(crate) functions: bool,
+
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) places: Places,
+}
+
+/// A function, and how to print the answer.
+#[derive(Args, Debug)]
+pub(crate) struct FunctionOptions {
+    /// PCI address of the function, as 'zeroshift list --functions' shows it
+    #[arg(value_name = "BDF")]
+    pub(crate) address: Address,
+
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) places: Places,
+}
+
+/// The driver that makes functions migratable.
+pub(crate) const DRIVER: &str = "zeroshift_vfio_pci";
+
+/// Options of `bind`.
+#[derive(Args, Debug)]
+pub(crate) struct BindOptions {
+    #[command(flatten)]
+    pub(crate) function: FunctionOptions,
+
+    /// Driver that gets the function
+    #[arg(long, value_name = "NAME", default_value = DRIVER)]
+    pub(crate) driver: String,
+
+    /// Take it although it is in use, or has no IOMMU group
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Options of `unbind`.
+#[derive(Args, Debug)]
+pub(crate) struct UnbindOptions {
+    #[command(flatten)]
+    pub(crate) function: FunctionOptions,
+
+    /// Take it although it is in use; the kernel waits until its user has closed it
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Subcommands of `log`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LogCommand {
+    /// Start a log
+    #[command(after_long_help = "\
+EXAMPLE
+  Memory below 2 GiB and 6 GiB above 4 GiB, in granules of 4 KiB if the card can:
+    zeroshift log start 0000:02:00.0 --range 0+2G --range 4G+6G --granule 4K")]
+    Start(LogStartOptions),
+    /// Print what was written since the start or the last sync, and forget it
+    ///
+    /// Of a paused function that is all of it ("complete"); a running one may have written more
+    /// meanwhile.
+    Sync(LogSyncOptions),
+    /// End a log; without one it does nothing
+    Stop(FunctionOptions),
+}
+
+/// Options of `log start`.
+#[derive(Args, Debug)]
+pub(crate) struct LogStartOptions {
+    #[command(flatten)]
+    pub(crate) function: FunctionOptions,
+
+    /// What to log: first address and bytes, multiples of 4096, 0x for hexadecimal, K, M, G, T for
+    /// powers of 1024; up to 256 times
+    #[arg(long = "range", value_name = "IOVA+LENGTH", required = true, value_parser = size::range)]
+    pub(crate) ranges: Vec<MigdirtyRange>,
+
+    /// How exact: bytes, a power of two from 4K on [default: as the card likes]
+    #[arg(long, value_name = "SIZE", value_parser = size::power_of_two)]
+    pub(crate) granule: Option<u64>,
+}
+
+/// Options of `log sync`.
+#[derive(Args, Debug)]
+pub(crate) struct LogSyncOptions {
+    #[command(flatten)]
+    pub(crate) function: FunctionOptions,
+
+    /// Only this part [default: all that is logged]
+    #[arg(long, value_name = "IOVA+LENGTH", value_parser = size::range)]
+    pub(crate) range: Option<MigdirtyRange>,
+
+    /// Print how much it is, not where
+    #[arg(long)]
+    pub(crate) totals: bool,
+}
+
+/// Options of `save`.
+#[derive(Args, Debug)]
+pub(crate) struct SaveOptions {
+    #[command(flatten)]
+    pub(crate) function: FunctionOptions,
+
+    /// File to write, or - for standard output
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Replace the file when there is one
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Options of `restore`.
+#[derive(Args, Debug)]
+pub(crate) struct RestoreOptions {
+    #[command(flatten)]
+    pub(crate) function: FunctionOptions,
+
+    /// File to read, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+/// Options of `inspect`.
+#[derive(Args, Debug)]
+pub(crate) struct InspectOptions {
+    /// File to read, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +254,32 @@ mod tests {
     #[test]
     fn definition_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn log_ranges_are_read() {
+        let parse = |arguments: &str| {
+            let words = format!("zeroshift log start 2:0.0 {arguments}");
+            Arguments::try_parse_from(words.split(' '))
+        };
+        let parsed = parse("--range 0+2G --range 0x100000000+0x1000 --granule 64K").unwrap();
+        let Command::Log(LogCommand::Start(options)) = parsed.command else {
+            panic!()
+        };
+        assert_eq!(options.function.address, Address(0x200));
+        let ranges: Vec<_> = options.ranges.iter().map(|r| (r.iova, r.length)).collect();
+        assert_eq!(ranges, [(0, 2 << 30), (4 << 30, 4096)]);
+        assert_eq!(options.granule, Some(65536));
+        for wrong in [
+            "--granule 4K",
+            "--range 4K",
+            "--range 0+0",
+            "--range 1+4K",
+            "--range 0+100",
+            "--range 0xfffffffffffff000+8K",
+            "--range 0+4K --granule 3K",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -1,10 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! `/dev/migdirty` as the subcommands see it: cards by address, behind a trait that tests replace.
+//! `/dev/migdirty` as the subcommands see it: cards by address, and what is done with functions,
+//! each behind a trait that tests replace.
 
+use crate::address::Address;
+use crate::backend::{Backend, State, Synced};
 use crate::sys;
 use anyhow::{anyhow, bail, Result};
-use migdirty_uapi::MigdirtyCard;
+use migdirty_uapi::{
+    MigdirtyCard, MigdirtyFunctionInfo, MigdirtyRange, MAX_STATE, MIGDIRTY_SYNC_COMPLETE,
+    MIGDIRTY_SYNC_MORE,
+};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -47,25 +53,118 @@ impl Device {
     }
 }
 
+impl Device {
+    /// Opens the device, which has to be there.
+    pub(crate) fn open_loaded(path: &Path) -> Result<Self> {
+        Self::open(path)?.ok_or_else(|| {
+            anyhow!(
+                "{} is not there: the module migdirty is not loaded; 'modprobe migdirty', or in a \
+                 container pass the device in",
+                path.display()
+            )
+        })
+    }
+}
+
 impl Cards for Device {
     fn at_or_after(&self, address: u32) -> Result<Option<MigdirtyCard>> {
         let path = self.path.display();
-        loop {
-            let mut card = MigdirtyCard::question(address);
-            return match sys::get_card(&self.file, &mut card) {
-                Ok(()) => Ok(Some(card)),
-                Err(Errno::NOENT) => Ok(None),
-                Err(Errno::INTR) => continue,
-                Err(Errno::NOTTY | Errno::INVAL | Errno::TOOBIG) => Err(anyhow!(
-                    "{path} does not know the request of zeroshift {}; \
-                     load the module migdirty of the same version",
-                    env!("CARGO_PKG_VERSION"),
-                )),
-                Err(error) => Err(anyhow!(
-                    "cannot read a card from {path}: {error}; 'dmesg' may say more"
-                )),
-            };
+        let mut card = MigdirtyCard::question(address);
+        match sys::get_card(&self.file, &mut card) {
+            Ok(()) => Ok(Some(card)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOTTY | Errno::INVAL | Errno::TOOBIG) => Err(anyhow!(
+                "{path} does not know the request of zeroshift {}; \
+                 load the module migdirty of the same version",
+                env!("CARGO_PKG_VERSION"),
+            )),
+            Err(error) => Err(anyhow!(
+                "cannot read a card from {path}: {error}; 'dmesg' may say more"
+            )),
         }
+    }
+}
+
+/// Ranges that one sync has room for.
+const SYNC_ROOM: usize = 16384;
+/// Bytes that a state is first given room for.
+const STATE_ROOM: usize = 1 << 20;
+
+impl Backend for Device {
+    fn function(&self, address: Address) -> Result<MigdirtyFunctionInfo, Errno> {
+        sys::get_function(&self.file, address.0)
+    }
+
+    fn log_start(
+        &self,
+        address: Address,
+        ranges: &[MigdirtyRange],
+        granule: u64,
+    ) -> Result<u64, Errno> {
+        sys::log_start(&self.file, address.0, ranges, granule)
+    }
+
+    fn log_sync(&self, address: Address, iova: u64, length: u64) -> Result<Synced, Errno> {
+        let mut ranges = vec![MigdirtyRange::ZERO; SYNC_ROOM];
+        let (count, flags) = sys::log_sync(&self.file, address.0, iova, length, &mut ranges)?;
+        ranges.truncate(count);
+        Ok(Synced {
+            ranges,
+            more: flags & MIGDIRTY_SYNC_MORE != 0,
+            complete: flags & MIGDIRTY_SYNC_COMPLETE != 0,
+        })
+    }
+
+    fn log_stop(&self, address: Address) -> Result<(), Errno> {
+        sys::log_stop(&self.file, address.0)
+    }
+
+    fn pause(&self, address: Address) -> Result<(), Errno> {
+        sys::pause(&self.file, address.0)
+    }
+
+    fn resume(&self, address: Address) -> Result<(), Errno> {
+        sys::resume(&self.file, address.0)
+    }
+
+    fn save(&self, address: Address) -> Result<State, Errno> {
+        let mut room = STATE_ROOM;
+        loop {
+            let mut bytes = vec![0; room];
+            let (state, result) = sys::save(&self.file, address.0, &mut bytes);
+            let size = usize::try_from(state.size).map_err(|_| Errno::NOSPC)?;
+            match result {
+                Ok(()) if size <= room => {
+                    bytes.truncate(size);
+                    return Ok(State {
+                        version: state.version,
+                        uuid: state.uuid,
+                        bytes,
+                    });
+                }
+                // It grows each time, up to the limit.
+                Err(Errno::NOSPC) if size > room && state.size <= MAX_STATE => room = size,
+                Ok(()) => return Err(Errno::NOSPC),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn restore(&self, address: Address, state: &State) -> Result<(), Errno> {
+        sys::restore(
+            &self.file,
+            address.0,
+            state.version,
+            state.uuid,
+            &state.bytes,
+        )
+    }
+
+    fn identity(&self, address: Address) -> Result<Vec<u8>, Errno> {
+        let mut bytes = vec![0; zeroshift_stream::identity::MAX_SIZE];
+        let size = sys::get_identity(&self.file, address.0, &mut bytes)?;
+        bytes.truncate(size);
+        Ok(bytes)
     }
 }
 

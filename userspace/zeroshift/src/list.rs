@@ -4,8 +4,12 @@
 //!
 //! Gathering (sysfs and `/dev/migdirty`) and printing are apart; between them is [`Inventory`].
 
+use crate::address::Address;
+use crate::backend::Backend;
 use crate::cli::ListOptions;
 use crate::device::{self, Cards, Device};
+use crate::explain::{explain, Request};
+use crate::function::Report;
 use crate::size::{self, granule};
 use crate::sysfs::{Function, Sysfs};
 use crate::table;
@@ -14,6 +18,7 @@ use anyhow::{bail, Context as _, Result};
 use migdirty_uapi::{
     MigdirtyCard, MIGDIRTY_CARD_LIVE, MIGDIRTY_CARD_LIVE_MIGRATION, MIGDIRTY_CARD_TRACKS_MEMORY,
 };
+use rustix::io::Errno;
 use serde::Serialize;
 use std::io::Write;
 use zeroshift_nvme::identify::CNTRLTYPE_ADMINISTRATIVE;
@@ -21,9 +26,14 @@ use zeroshift_nvme::registers::Version;
 
 /// Runs the subcommand.
 pub(crate) fn run(options: &ListOptions, output: &mut impl Write) -> Result<()> {
-    let sysfs = Sysfs::new(&options.sysfs);
-    let device = Device::open(&options.device)?;
-    let inventory = Inventory::gather(&sysfs, device.as_ref().map(|device| device as &dyn Cards))?;
+    let sysfs = Sysfs::new(&options.places.sysfs);
+    let device = Device::open(&options.places.device)?;
+    let mut inventory =
+        Inventory::gather(&sysfs, device.as_ref().map(|device| device as &dyn Cards))?;
+    if options.functions {
+        let backend = device.as_ref().map(|device| device as &dyn Backend);
+        inventory.functions = Some(functions(&sysfs, backend)?);
+    }
     let written = if options.json {
         inventory.write_json(output)
     } else {
@@ -36,8 +46,31 @@ pub(crate) fn run(options: &ListOptions, output: &mut impl Write) -> Result<()> 
 #[derive(Debug, Serialize)]
 struct Inventory {
     cards: Vec<Card>,
+    /// Not there when nobody asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    functions: Option<Vec<Report>>,
     #[serde(skip)]
     module_loaded: bool,
+}
+
+/// The functions that a card manages, in the order of their addresses.
+fn functions(sysfs: &Sysfs, backend: Option<&dyn Backend>) -> Result<Vec<Report>> {
+    let Some(backend) = backend else {
+        return Ok(vec![]);
+    };
+    let mut reports = Vec::new();
+    for function in sysfs.functions()? {
+        // Not an address that /dev/migdirty can have, so no card manages it.
+        let Ok(address) = function.address.parse::<Address>() else {
+            continue;
+        };
+        match backend.function(address) {
+            Ok(info) => reports.push(Report::new(&info, function.driver)),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(explain(backend, Request::Describe, address, errno)),
+        }
+    }
+    Ok(reports)
 }
 
 /// A card, in the form of `docs/interfaces.md`, section 5.
@@ -110,6 +143,7 @@ impl Inventory {
         cards.sort_by(|a, b| a.address.cmp(&b.address));
         Ok(Self {
             cards,
+            functions: None,
             module_loaded: device.is_some() || sysfs.has_migdirty(),
         })
     }
@@ -122,6 +156,9 @@ impl Inventory {
     fn write_text(&self, output: &mut impl Write) -> Result<()> {
         if self.cards.is_empty() {
             writeln!(output, "no NVMe administrative controller found")?;
+            if let Some(functions) = &self.functions {
+                self.write_functions(functions, output)?;
+            }
             return Ok(());
         }
         let head = [
@@ -145,6 +182,37 @@ impl Inventory {
                 writeln!(output, "{line}")?;
             }
         }
+        match &self.functions {
+            None => Ok(()),
+            Some(functions) => self.write_functions(functions, output),
+        }
+    }
+
+    fn write_functions(&self, functions: &[Report], output: &mut impl Write) -> Result<()> {
+        writeln!(output)?;
+        if functions.is_empty() {
+            let why = if self.module_loaded {
+                "no function is managed by a card"
+            } else {
+                "the module migdirty is not loaded, so no function is managed by a card"
+            };
+            writeln!(output, "{why}")?;
+            return Ok(());
+        }
+        let head = ["FUNCTION", "CARD", "ID", "DRIVER", "STATE", "OWNER", "LOG"];
+        let mut rows = vec![head.map(String::from)];
+        rows.extend(functions.iter().map(|function| {
+            [
+                function.address.clone(),
+                function.card.clone(),
+                function.controller_id.to_string(),
+                function.driver.clone().unwrap_or("-".into()),
+                function.state_text().into(),
+                function.owner_text().into(),
+                function.log_text(),
+            ]
+        }));
+        table::write(output, &rows)?;
         Ok(())
     }
 
@@ -187,7 +255,7 @@ impl Card {
         let has = |flag| card.flags & flag != 0;
         let version = Version(card.version);
         Self {
-            address: address(card.address),
+            address: Address(card.address).to_string(),
             driver: Some("migdirty".into()),
             state: if has(MIGDIRTY_CARD_LIVE) {
                 State::Live
@@ -261,17 +329,6 @@ impl Card {
         }
         row
     }
-}
-
-/// `domain:bus:device.function`.
-fn address(address: u32) -> String {
-    format!(
-        "{:04x}:{:02x}:{:02x}.{}",
-        address >> 16,
-        (address >> 8) & 0xff,
-        (address >> 3) & 0x1f,
-        address & 7
-    )
 }
 
 /// Text that is padded with spaces (some cards pad with zeroes).
@@ -387,6 +444,34 @@ ADDRESS       STATE    DRIVER    MODEL               SERIAL      FIRMWARE  NVME 
   echo 0000:02:00.0 > /sys/bus/pci/drivers/migdirty/bind
 "
         );
+    }
+
+    #[test]
+    fn functions_are_listed_with_their_cards() {
+        let sysfs = FakeSysfs::new();
+        sysfs.add_function("0000:02:00.0", "0x010802", Some("nvme"));
+        sysfs.add_function("0000:03:00.0", "0x020000", Some("e1000e"));
+        sysfs.add_function("10000:03:00.0", "0x010802", None);
+        let reader = Sysfs::new(sysfs.path());
+        let backend = crate::fake::Fake::default();
+        let mut inventory = gather(&sysfs, Some(vec![zerocard(0x0100)]));
+        assert!(json(&inventory).get("functions").is_none());
+        inventory.functions = Some(functions(&reader, Some(&backend)).unwrap());
+        let value = json(&inventory);
+        assert_eq!(value["functions"].as_array().unwrap().len(), 1);
+        assert_eq!(value["functions"][0]["card"], "0000:01:00.0");
+        assert!(text(&inventory).ends_with(
+            "
+FUNCTION      CARD          ID  DRIVER  STATE    OWNER  LOG
+0000:02:00.0  0000:01:00.0  1   nvme    running  -      -
+"
+        ));
+        inventory.functions = Some(functions(&reader, None).unwrap());
+        assert!(text(&inventory).ends_with("\nno function is managed by a card\n"));
+        let mut unloaded = gather(&sysfs, None);
+        unloaded.functions = Some(vec![]);
+        let shown = text(&unloaded);
+        assert!(shown.contains("migdirty is not loaded"), "{shown}");
     }
 
     #[test]

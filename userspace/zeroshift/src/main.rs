@@ -5,15 +5,29 @@
 //! This file parses, dispatches and reports errors; each subcommand has a file of its own. Results
 //! go to standard output, everything else to standard error.
 
+mod address;
+mod backend;
+mod bind;
 mod card;
 mod cli;
 mod device;
+mod explain;
+#[cfg(test)]
+mod fake;
+mod function;
+mod inspect;
 mod list;
+mod log;
 mod pages;
+mod progress;
+mod save;
 mod size;
+mod status;
+mod stream;
 mod sys;
 mod sysfs;
 mod table;
+mod usage;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -28,6 +42,15 @@ fn main() -> ExitCode {
     let mut output = io::stdout().lock();
     let result = match arguments.command {
         cli::Command::List(options) => list::run(&options, &mut output),
+        cli::Command::Bind(options) => bind::bind(&options, &mut output),
+        cli::Command::Unbind(options) => bind::unbind(&options, &mut output),
+        cli::Command::Status(options) => status::status(&options, &mut output),
+        cli::Command::Log(command) => log::run(&command, &mut output),
+        cli::Command::Pause(options) => status::pause(&options, &mut output),
+        cli::Command::Resume(options) => status::resume(&options, &mut output),
+        cli::Command::Save(options) => save::save(&options, &mut output),
+        cli::Command::Restore(options) => save::restore(&options, &mut output),
+        cli::Command::Inspect(options) => inspect::run(&options, &mut output),
         cli::Command::Card(options) => card::run(&options, &mut output),
         cli::Command::Completions { shell } => pages::completions(shell, &mut output),
         cli::Command::Man { command } => pages::man(&command, &mut output),

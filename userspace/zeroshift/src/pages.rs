@@ -62,12 +62,38 @@ mod tests {
         assert!(error.contains("'fly'") && error.contains("--help"));
     }
 
+    /// Names that lead to each subcommand that is not hidden.
+    fn subcommands(of: &clap::Command, before: &[String]) -> Vec<Vec<String>> {
+        let mut all = vec![];
+        for command in of.get_subcommands().filter(|c| !c.is_hide_set()) {
+            let path = [before, &[command.get_name().to_owned()]].concat();
+            all.extend(subcommands(command, &path));
+            all.push(path);
+        }
+        all
+    }
+
     #[test]
-    fn every_shell_completes_list() {
+    fn every_subcommand_has_a_page_and_is_completed() {
         use clap::ValueEnum as _;
+        let all = subcommands(&Arguments::command(), &[]);
+        for names in ["bind", "log sync", "restore", "inspect", "card fault add"] {
+            let names: Vec<String> = names.split(' ').map(String::from).collect();
+            assert!(all.contains(&names), "{names:?}");
+        }
+        for names in &all {
+            let page = text(|output| man(names, output));
+            let title = format!(".TH zeroshift-{} 1", names.join("-"));
+            assert!(page.contains(&title), "{page}");
+            // What the kernel is elsewhere is for tests.
+            assert!(!page.contains("sysfs DIR"), "{page}");
+        }
         for shell in clap_complete::Shell::value_variants() {
             let script = text(|output| completions(*shell, output));
-            assert!(script.contains("list"), "{shell}");
+            for names in &all {
+                let name = names.last().unwrap();
+                assert!(script.contains(name.as_str()), "{shell}: {name}");
+            }
         }
     }
 }

@@ -18,6 +18,8 @@ pub(crate) struct Function {
     pub(crate) address: String,
     /// Name of the driver that has it.
     pub(crate) driver: Option<String>,
+    /// Class code, 24 bits.
+    pub(crate) class: Option<u32>,
 }
 
 /// A mounted sysfs.
@@ -35,6 +37,13 @@ impl Sysfs {
 
     /// NVMe administrative controllers, in the order of their addresses.
     pub(crate) fn administrative_controllers(&self) -> Result<Vec<Function>> {
+        let mut functions = self.functions()?;
+        functions.retain(|function| function.class == Some(CLASS));
+        Ok(functions)
+    }
+
+    /// All PCI functions, in the order of their addresses.
+    pub(crate) fn functions(&self) -> Result<Vec<Function>> {
         let folder = self.root.join("bus/pci/devices");
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -59,12 +68,11 @@ impl Sysfs {
             let Some(address) = path.file_name().and_then(|name| name.to_str()) else {
                 continue;
             };
-            if read_hexadecimal(&path.join("class")) == Some(CLASS) {
-                found.push(Function {
-                    address: address.to_owned(),
-                    driver: self.driver(address),
-                });
-            }
+            found.push(Function {
+                address: address.to_owned(),
+                driver: self.driver(address),
+                class: read_hexadecimal(&path.join("class")),
+            });
         }
         found.sort_by(|a, b| a.address.cmp(&b.address));
         Ok(found)
@@ -72,19 +80,60 @@ impl Sysfs {
 
     /// Name of the driver that has the function.
     pub(crate) fn driver(&self, address: &str) -> Option<String> {
-        let link = self
-            .root
-            .join("bus/pci/devices")
-            .join(address)
-            .join("driver");
-        let target = fs::read_link(link).ok()?;
-        Some(target.file_name()?.to_str()?.to_owned())
+        last_of_link(&self.function(address).join("driver"))
+    }
+
+    /// Number of its IOMMU group.
+    pub(crate) fn iommu_group(&self, address: &str) -> Option<String> {
+        last_of_link(&self.function(address).join("iommu_group"))
+    }
+
+    /// Other functions of its IOMMU group, with their drivers.
+    pub(crate) fn group_members(&self, address: &str) -> Vec<(String, Option<String>)> {
+        let others = names(&self.function(address).join("iommu_group/devices"));
+        let others = others.into_iter().filter(|other| other != address);
+        others
+            .map(|other| {
+                let driver = self.driver(&other);
+                (other, driver)
+            })
+            .collect()
+    }
+
+    /// The folder of a function.
+    pub(crate) fn function(&self, address: &str) -> PathBuf {
+        self.root.join("bus/pci/devices").join(address)
+    }
+
+    /// Where it is mounted.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether there is a PCI driver of this name.
+    pub(crate) fn has_driver(&self, name: &str) -> bool {
+        self.root.join("bus/pci/drivers").join(name).is_dir()
     }
 
     /// Whether the driver of the module migdirty is there.
     pub(crate) fn has_migdirty(&self) -> bool {
-        self.root.join("bus/pci/drivers/migdirty").is_dir()
+        self.has_driver("migdirty")
     }
+}
+
+/// Names in a folder, sorted; none when it cannot be read.
+pub(crate) fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+fn last_of_link(link: &Path) -> Option<String> {
+    let target = fs::read_link(link).ok()?;
+    Some(target.file_name()?.to_str()?.to_owned())
 }
 
 fn read_hexadecimal(path: &Path) -> Option<u32> {
@@ -119,16 +168,38 @@ pub(crate) mod tests {
             let folder = self.path().join("devices/pci0000:00").join(address);
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join("class"), format!("{class}\n")).unwrap();
-            if let Some(driver) = driver {
-                self.add_driver(driver);
-                let target = format!("../../../bus/pci/drivers/{driver}");
-                symlink(target, folder.join("driver")).unwrap();
-            }
+            self.set_driver(address, driver);
             symlink(
                 format!("../../../devices/pci0000:00/{address}"),
                 self.path().join("bus/pci/devices").join(address),
             )
             .unwrap();
+        }
+
+        /// Folder of a function.
+        pub(crate) fn function(&self, address: &str) -> PathBuf {
+            self.path().join("devices/pci0000:00").join(address)
+        }
+
+        /// Gives a function to a driver, or takes it away.
+        pub(crate) fn set_driver(&self, address: &str, driver: Option<&str>) {
+            let link = self.function(address).join("driver");
+            let _ = fs::remove_file(&link);
+            if let Some(driver) = driver {
+                self.add_driver(driver);
+                symlink(format!("../../../bus/pci/drivers/{driver}"), link).unwrap();
+            }
+        }
+
+        /// Puts functions into an IOMMU group.
+        pub(crate) fn add_group(&self, number: &str, addresses: &[&str]) {
+            let group = self.path().join("kernel/iommu_groups").join(number);
+            fs::create_dir_all(group.join("devices")).unwrap();
+            for address in addresses {
+                let function = self.function(address);
+                symlink(&group, function.join("iommu_group")).unwrap();
+                symlink(&function, group.join("devices").join(address)).unwrap();
+            }
         }
     }
 
@@ -146,11 +217,13 @@ pub(crate) mod tests {
             [
                 Function {
                     address: "0000:01:00.0".into(),
-                    driver: None
+                    driver: None,
+                    class: Some(CLASS),
                 },
                 Function {
                     address: "0000:02:00.0".into(),
-                    driver: Some("vfio-pci".into())
+                    driver: Some("vfio-pci".into()),
+                    class: Some(CLASS),
                 },
             ]
         );
