@@ -1,39 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! Benches, in groups. A group's program prints one JSON object per line, first what the machine is, then each
-//! figure; this builds it, runs it, and makes a table of it. Groups that cannot be measured yet say so.
+//! figure; this builds it, runs it here or in a rig, and makes a table of it. Groups that cannot be measured yet say
+//! so.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
 use serde_json::Value;
 
+use crate::kernel::Kind;
+use crate::rig::card::Card;
+use crate::rig::image::Overlay;
+use crate::rig::l1::{Iommu, L1};
 use crate::session::Session;
-use crate::{command, userspace};
+use crate::{command, test, userspace};
 
-/// The group that is built.
-const CARD: &str = "card";
+/// Prints the lines of a group.
+type Group = fn(&Session) -> Result<Vec<Value>>;
+
+/// The groups that are built.
+const GROUPS: [(&str, Group); 2] = [("card", card), ("migration", migration)];
 
 /// Groups that are planned, and what has to be built first.
-const PLANNED: [(&str, &str); 2] = [
-    (
-        "migration",
-        "the back end's migration commands and the VFIO front end",
-    ),
-    ("view", "EPT alternate views"),
-];
+const PLANNED: [(&str, &str); 1] = [("view", "EPT alternate views")];
 
 /// Runs a group, or all. The exit code is 2 when something could not be measured; missed goals are for the reader.
 pub(crate) fn run(session: &Session, group: Option<&str>, json: bool) -> Result<ExitCode> {
-    let known = |name: &str| name == CARD || PLANNED.iter().any(|(g, _)| *g == name);
-    if let Some(name) = group.filter(|name| !known(name)) {
-        let planned = PLANNED.map(|(g, _)| g).join(", ");
-        bail!("no bench group {name}\n=> there are: {CARD}, {planned}");
+    let built = GROUPS.iter().map(|(name, _)| *name);
+    let names: Vec<&str> = built.chain(PLANNED.iter().map(|(name, _)| *name)).collect();
+    if let Some(name) = group.filter(|name| !names.contains(name)) {
+        bail!("no bench group {name}\n=> there are: {}", names.join(", "));
     }
     let wanted = |name: &str| group.is_none_or(|group| group == name);
     let mut complete = true;
-    if wanted(CARD) {
-        complete &= card(session, json)?;
+    for (_, measure) in GROUPS.iter().filter(|(name, _)| wanted(name)) {
+        let lines = measure(session)?;
+        let (machine, figures) = lines.split_first().context("the bench printed nothing")?;
+        if json {
+            for line in &lines {
+                println!("{line}");
+            }
+        } else {
+            print!("{}", table(machine, figures));
+        }
+        complete &= !figures.is_empty() && figures.iter().all(|figure| !figure["value"].is_null());
     }
     for (name, needs) in PLANNED.iter().filter(|(name, _)| wanted(name)) {
         eprintln!("{name}: not built yet; it measures {needs}");
@@ -46,8 +58,16 @@ pub(crate) fn run(session: &Session, group: Option<&str>, json: bool) -> Result<
     })
 }
 
-/// Group `card`. Says whether every figure was measured.
-fn card(session: &Session, json: bool) -> Result<bool> {
+/// The JSON lines of a program's output; beside them there may be warnings.
+fn json_lines<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<Value> {
+    lines
+        .filter(|line| line.starts_with('{'))
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect()
+}
+
+/// Group `card`: zerocard, on this machine.
+fn card(session: &Session) -> Result<Vec<Value>> {
     let programs = userspace::build(session)?;
     let dir = session.cache.run_dir("bench")?;
     let mut bench = command::command(programs.path("card-bench"));
@@ -59,20 +79,57 @@ fn card(session: &Session, json: bool) -> Result<bool> {
         &session.cache.log("bench-card"),
         bench,
     )?;
-    // Beside them there may be warnings.
-    let lines: Vec<Value> = output
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    let (machine, figures) = lines.split_first().context("the bench printed nothing")?;
-    if json {
-        for line in &lines {
-            println!("{line}");
-        }
-    } else {
-        print!("{}", table(machine, figures));
+    Ok(json_lines(output.lines()))
+}
+
+/// What the machine of group `migration` does before it measures.
+const LOAD: &str = "set -e
+mount -t tracefs tracefs /sys/kernel/tracing
+insmod /zs/migdirty.ko
+insmod /zs/zeroshift_vfio_pci.ko";
+
+/// The measurement, with the function whose class is NVMe I/O controller.
+const MEASURE: &str = "set -e
+for device in /sys/bus/pci/devices/*; do
+  if [ $(cat $device/class) = 0x010802 ]; then function=${device##*/}; fi
+done
+migration-bench --function $function";
+
+/// Group `migration`: the modules, in L1 on the test kernel.
+fn migration(session: &Session) -> Result<Vec<Value>> {
+    const SERIAL: &str = "ZSBENCH001";
+    let programs = userspace::build(session)?;
+    let modules = session.modules(Kind::Test)?;
+    let run = session.cache.run_dir("bench")?;
+    let options = ["--namespace", "memory=16M", "--functions", "1"].map(str::to_owned);
+    let zerocard = programs.path("zerocard");
+    let card = Card::start(&session.cache, &zerocard, run.path(), SERIAL, &options)?;
+    let transcript = L1 {
+        name: "bench-migration",
+        kernel: session.kernel(Kind::Test)?,
+        iommu: Iommu::Vtd,
+        functions: card.sockets(),
+        memory_mib: 1024,
+        modules: &["vfio_iommu_type1", "vfio_pci"],
+        nested: false,
+        peers: false,
+        overlay: Overlay::new()
+            .file("/zs/migdirty.ko", modules.path("migdirty")?)
+            .file(
+                "/zs/zeroshift_vfio_pci.ko",
+                modules.path("zeroshift_vfio_pci")?,
+            )
+            .file("/zs/bin/migration-bench", &programs.path("migration-bench"))
+            .job("load", LOAD)
+            .job("measure", MEASURE),
+        limit: Duration::from_secs(1200),
     }
-    Ok(!figures.is_empty() && figures.iter().all(|figure| !figure["value"].is_null()))
+    .run(session.place()?)?;
+    transcript.check()?;
+    test::succeeded(&transcript, "load")?;
+    let job = test::succeeded(&transcript, "measure")?;
+    card.stop()?;
+    Ok(json_lines(job.lines.iter().map(String::as_str)))
 }
 
 /// The figures for people.
@@ -83,17 +140,23 @@ fn table(machine: &Value, figures: &[Value]) -> String {
         other => other.to_string(),
     };
     let mut out = format!(
-        "{}, {} cores, Linux {}, zerocard {}, {} MiB on {}, in the page cache\n\n",
+        "{}, {} cores, Linux {}",
         text(&machine["cpu"]),
         machine["cores"],
         text(&machine["kernel"]),
-        text(&machine["zerocard"]),
-        machine["file_bytes"].as_u64().unwrap_or(0) >> 20,
-        text(&machine["file_system"]),
     );
+    if let Some(bytes) = machine["file_bytes"].as_u64() {
+        out += &format!(
+            ", zerocard {}, {} MiB on {}, in the page cache",
+            text(&machine["zerocard"]),
+            bytes >> 20,
+            text(&machine["file_system"]),
+        );
+    }
+    out += "\n\n";
     let mut row = |cells: [&str; 5]| {
         let [name, value, spread, goal, met] = cells;
-        out += &format!("{name:<26} {value:>8} {spread:>16} {goal:>9}  {met}\n");
+        out += &format!("{name:<26} {value:>8} {spread:>18} {goal:>10}  {met}\n");
     };
     row(["figure", "median", "spread", "goal", "met"]);
     for figure in figures {

@@ -53,7 +53,7 @@ pub(crate) fn build(session: &Session) -> Result<Programs> {
         "--package",
         "zerocard",
         "--package",
-        "card-bench",
+        "zeroshift-bench",
         "--package",
         "zeroshift-rig",
         "--package",

@@ -19,8 +19,9 @@ use crate::controller::{Controller, Doorbells, DATA};
 use crate::cores::{self, Cores};
 use crate::load::{Buffers, Load, BLOCK};
 use crate::queue::Queue;
-use crate::report::{self, Goal, Sample, Spread};
+use crate::sample::Sample;
 use crate::sys::{CpuClock, Direction, Ram};
+use zeroshift_bench::report::{self, Goal, Spread};
 
 /// Guest RAM of the measured function.
 const RAM: usize = 64 << 20;

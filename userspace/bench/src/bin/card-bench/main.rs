@@ -15,7 +15,7 @@ mod load;
 mod machine;
 mod measure;
 mod queue;
-mod report;
+mod sample;
 mod sys;
 
 use std::fs::{File, OpenOptions};

@@ -1,50 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Samples, their medians and spread, and the lines that come out.
-
-use std::time::Duration;
+//! Medians and spread, and the lines that come out: README, "Benches".
 
 use serde::Serialize;
 use serde_json::{json, Value};
 
-/// One repeat of one side.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sample {
-    pub(crate) ios: u64,
-    pub(crate) cpu: Duration,
-    pub(crate) wall: Duration,
-}
-
-impl Sample {
-    /// I/Os per second of CPU time.
-    pub(crate) fn per_cpu_second(&self) -> f64 {
-        self.ios as f64 / self.cpu.as_secs_f64()
-    }
-
-    /// I/Os per second.
-    pub(crate) fn per_second(&self) -> f64 {
-        self.ios as f64 / self.wall.as_secs_f64()
-    }
-}
-
 /// Which side of the goal is good.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Goal {
+pub enum Goal {
+    /// At least this.
     AtLeast(f64),
+    /// At most this.
     AtMost(f64),
 }
 
 /// Middle value and ends of some repeats.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Spread {
-    pub(crate) median: f64,
-    pub(crate) min: f64,
-    pub(crate) max: f64,
+pub struct Spread {
+    /// The middle one, or the mean of the two.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
 }
 
 impl Spread {
     /// Of at least one value.
-    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Self {
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut sorted: Vec<f64> = values.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
         let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
@@ -67,7 +50,7 @@ fn rounded(value: f64) -> f64 {
 }
 
 /// One line: a figure against its goal.
-pub(crate) fn metric(name: &str, unit: &str, goal: Goal, values: &Spread, raw: &Value) -> Value {
+pub fn metric(name: &str, unit: &str, goal: Goal, values: &Spread, raw: &Value) -> Value {
     let value = values.median;
     let (limit, met) = match goal {
         Goal::AtLeast(limit) => (limit, value >= limit),
@@ -81,7 +64,7 @@ pub(crate) fn metric(name: &str, unit: &str, goal: Goal, values: &Spread, raw: &
 }
 
 /// One line: a figure that there is not, and why.
-pub(crate) fn not_measured(name: &str, unit: &str, goal: Goal, why: &str) -> Value {
+pub fn not_measured(name: &str, unit: &str, goal: Goal, why: &str) -> Value {
     let (Goal::AtLeast(limit) | Goal::AtMost(limit)) = goal;
     json!({
         "name": name, "value": null, "unit": unit, "goal": limit,
