@@ -14,6 +14,7 @@ mod killed;
 mod logic;
 mod migrate;
 mod peers;
+mod selftests;
 mod variant;
 mod vmfunc;
 
@@ -182,6 +183,12 @@ const SCENARIOS: &[Scenario] = &[
         name: "vfio-plain",
         what: "the layer that judges VFIO drivers, on vfio-pci",
         run: variant::plain,
+    },
+    Scenario {
+        level: Level::Kernel,
+        name: "vfio-selftests",
+        what: "the kernel's own tests of VFIO, on vfio-pci and on ours",
+        run: variant::kernel_selftests,
     },
     Scenario {
         level: Level::E2e,
