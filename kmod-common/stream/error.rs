@@ -5,6 +5,9 @@
 use super::record::Record;
 use core::fmt;
 
+/// [`Error::what`] of a state beyond [`super::record::MAX_STATE`].
+pub const STATE_TOO_LONG: &str = "state longer than 64 MiB";
+
 /// Why a stream is refused. Displayed as, say, `IDENTITY at byte 48: ...`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Error {

@@ -7,7 +7,7 @@
 
 use super::bytes::Fields;
 use super::crc::Crc32;
-use super::error::Error;
+use super::error::{self, Error};
 use super::format::{self, Format};
 use super::identity;
 use super::record::{
@@ -373,7 +373,7 @@ impl Reader {
             if bytes.is_some_and(|bytes| bytes <= MAX_STATE) {
                 return Ok(());
             }
-            "state longer than 64 MiB"
+            error::STATE_TOO_LONG
         };
         Err(self.bad_record(Some(record), 0, what))
     }
