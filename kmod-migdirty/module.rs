@@ -32,6 +32,8 @@
 use kernel::{driver, prelude::*};
 
 #[path = "../kmod-common/kernel/mod.rs"]
+// It serves more than this module.
+#[allow(dead_code)]
 mod common;
 
 #[path = "../kmod-common/nvme/lib.rs"]
@@ -47,6 +49,10 @@ mod logic;
 #[allow(dead_code, unreachable_pub, unused_attributes)]
 mod uapi;
 
+#[path = "abi/lib.rs"]
+#[allow(dead_code)]
+mod abi;
+
 #[path = "kernel/admin_queue.rs"]
 mod admin_queue;
 #[path = "kernel/card.rs"]
@@ -57,23 +63,44 @@ mod cause;
 mod chardev;
 #[path = "kernel/controller.rs"]
 mod controller;
+#[path = "kernel/dirty.rs"]
+mod dirty;
+#[path = "kernel/errno.rs"]
+mod errno;
+#[path = "kernel/function.rs"]
+mod function;
+#[path = "kernel/harvest.rs"]
+mod harvest;
+#[path = "kernel/identity.rs"]
+mod identity;
+#[path = "kernel/locate.rs"]
+mod locate;
+#[path = "kernel/obituary.rs"]
+mod obituary;
+#[path = "kernel/operations.rs"]
+mod operations;
 #[path = "kernel/pci.rs"]
 mod pci;
 #[path = "kernel/queue_memory.rs"]
 mod queue_memory;
 #[path = "kernel/registry.rs"]
 mod registry;
+#[path = "kernel/state.rs"]
+mod state;
 #[path = "kernel/sys/mod.rs"]
 mod sys;
+#[path = "kernel/tools.rs"]
+mod tools;
 
 /// What lives as long as the module. Dropped in this order: no new file, then no card, then the
-/// empty list.
+/// work that is still under way, then the empty list.
 #[pin_data]
 struct Migdirty {
     #[pin]
     device: common::misc_device::Registration<chardev::Chardev>,
     #[pin]
     driver: driver::Registration<common::pci_driver::Adapter<pci::Driver>>,
+    work: sys::work::WorkQueue,
     registry: registry::Registry,
 }
 
@@ -84,8 +111,10 @@ impl kernel::InPlaceModule for Migdirty {
                 common::layout::check(sys::LAYOUT)?;
                 card::check_parameters()?;
             },
-            // SAFETY: module init runs once, and the next two lines register the users.
+            // SAFETY: module init runs once, and the users are registered below.
             registry: unsafe { sys::init_registry() },
+            // SAFETY: as above; dropped behind the users.
+            work: unsafe { sys::work::WorkQueue::new() }?,
             driver <- driver::Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
             // SAFETY: part of the module's structure, which goes at module exit.
             device <- unsafe { common::misc_device::Registration::new(module) },

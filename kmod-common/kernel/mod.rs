@@ -10,5 +10,6 @@
 pub(crate) mod irq_lock;
 pub(crate) mod layout;
 pub(crate) mod misc_device;
+pub(crate) mod pci_config;
 pub(crate) mod pci_driver;
 pub(crate) mod wait;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What `kernel::pci` of 7.2 does not offer a driver: a shutdown callback, the way back from
-//! `enable_device_mem` and `set_master`, and a device's full address.
+//! What `kernel::pci` of 7.2 does not offer a driver: callbacks for shutdown and reset, the way back
+//! from `enable_device_mem` and `set_master`, and a device's full address.
 //!
 //! The driver owns the device while it is bound; nothing here keeps one bound. Must never be
 //! called for a device that another driver has.
@@ -13,7 +13,7 @@ use kernel::{
     devres,
     dma::{Device as _, DmaMask},
     driver::{DriverLayout, RegistrationOps},
-    pci,
+    fmt, pci,
     prelude::*,
     sync::aref::ARef,
     types::Opaque,
@@ -26,17 +26,22 @@ extern "C" {
 }
 
 /// `pci::Device` is a transparent `struct pci_dev`, but keeps its pointer to itself.
-fn as_raw<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>) -> *mut bindings::pci_dev {
+pub(crate) fn as_raw<Ctx: device::DeviceContext>(
+    pdev: &pci::Device<Ctx>,
+) -> *mut bindings::pci_dev {
     core::ptr::from_ref(pdev).cast_mut().cast()
 }
 
-/// A [`pci::Driver`] that wants to know of reboot, power-off and kexec.
+/// A [`pci::Driver`] that wants to know of reboot, power-off, kexec, and of resets by others.
 pub(crate) trait Driver: pci::Driver {
     /// The machine goes down. The device is still bound; `unbind` will not follow.
     fn shutdown(pdev: &pci::Device<Core<'_>>);
+
+    /// Somebody is going to reset the function (sysfs, or the recovery of another one on its bus).
+    fn before_reset(pdev: &pci::Device<Core<'_>>);
 }
 
-/// [`pci::Adapter`] plus the shutdown callback.
+/// [`pci::Adapter`] plus the callbacks of [`Driver`].
 pub(crate) struct Adapter<T: Driver>(PhantomData<T>);
 
 // SAFETY: the same types and the same offset as `pci::Adapter`, for which they are right.
@@ -54,8 +59,11 @@ unsafe impl<T: Driver + 'static> RegistrationOps for Adapter<T> {
         module: &'static ThisModule,
     ) -> Result {
         // SAFETY: not registered yet, so nobody else looks at the structure. The call below sets
-        // its own fields one by one and leaves this one alone.
-        unsafe { (*pdrv.get()).shutdown = Some(Self::shutdown) };
+        // its own fields one by one and leaves these two alone.
+        unsafe {
+            (*pdrv.get()).shutdown = Some(Self::shutdown);
+            (*pdrv.get()).err_handler = &Self::ERROR_HANDLERS;
+        }
         // SAFETY: the caller's promises are the same.
         unsafe { pci::Adapter::<T>::register(pdrv, name, module) }
     }
@@ -67,6 +75,25 @@ unsafe impl<T: Driver + 'static> RegistrationOps for Adapter<T> {
 }
 
 impl<T: Driver> Adapter<T> {
+    const ERROR_HANDLERS: bindings::pci_error_handlers = bindings::pci_error_handlers {
+        error_detected: None,
+        mmio_enabled: None,
+        slot_reset: None,
+        reset_prepare: Some(Self::reset_prepare),
+        reset_done: None,
+        resume: None,
+        cor_error_detected: None,
+    };
+
+    /// # Safety
+    ///
+    /// Called by the PCI core, with the device lock held, for a device that is bound to the driver.
+    unsafe extern "C" fn reset_prepare(pdev: *mut bindings::pci_dev) {
+        // SAFETY: `pci::Device` is transparent over `struct pci_dev`; the device lock makes it
+        // `Core`, and it is valid for the call.
+        T::before_reset(unsafe { &*pdev.cast::<pci::Device<Core<'_>>>() })
+    }
+
     /// # Safety
     ///
     /// Called by the PCI core, with the device lock held, for a device that is bound to the driver.
@@ -92,6 +119,20 @@ impl Address {
         let function = unsafe { bindings::pci_dev_id(pdev) };
         let domain = u16::try_from(domain).ok()?;
         Some(Self((u32::from(domain) << 16) | u32::from(function)))
+    }
+}
+
+/// `domain:bus:device.function` in hexadecimal, as sysfs has it.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:04x}:{:02x}:{:02x}.{}",
+            self.0 >> 16,
+            (self.0 >> 8) & 0xff,
+            (self.0 >> 3) & 0x1f,
+            self.0 & 7,
+        )
     }
 }
 

@@ -32,6 +32,7 @@ void zs_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
 void zs_reinit_completion(struct completion *done);
 void zs_dma_rmb(void);
 unsigned int zs_pci_domain(struct pci_dev *pdev);
+struct pci_dev *zs_pci_physical_function(struct pci_dev *pdev);
 
 unsigned long zs_spin_lock_irqsave(spinlock_t *lock)
 {
@@ -69,6 +70,11 @@ void zs_dma_rmb(void)
 unsigned int zs_pci_domain(struct pci_dev *pdev)
 {
 	return pci_domain_nr(pdev->bus);
+}
+
+struct pci_dev *zs_pci_physical_function(struct pci_dev *pdev)
+{
+	return pdev->is_virtfn ? pci_physfn(pdev) : NULL;
 }
 
 #endif /* ZS_HELPERS_H */

@@ -73,6 +73,10 @@ pub mod cns {
     pub const COMMAND_SET_NAMESPACES: u8 = 0x07;
     /// I/O Command Set independent Identify Namespace.
     pub const INDEPENDENT_NAMESPACE: u8 = 0x08;
+    /// Allocated Namespace ID list: of the NVM subsystem, attached or not.
+    pub const ALLOCATED_NAMESPACES: u8 = 0x10;
+    /// Identify Namespace of an allocated namespace, attached or not.
+    pub const ALLOCATED_NAMESPACE: u8 = 0x11;
     /// Controller list of a namespace: the controllers that it is attached to.
     pub const ATTACHED_CONTROLLERS: u8 = 0x12;
     /// Controller list of the NVM subsystem.

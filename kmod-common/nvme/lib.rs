@@ -32,6 +32,7 @@ pub mod list;
 pub mod namespace;
 pub mod nvm;
 pub mod registers;
+pub mod secondary;
 pub mod sgl;
 pub mod smart;
 pub mod status;

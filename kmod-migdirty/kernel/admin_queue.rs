@@ -2,21 +2,26 @@
 
 //! The admin queue of one controller: many commands in flight, each with a waiter and a deadline.
 //!
-//! A waiter takes a slot, which brings a page of DMA memory and a completion, both of which belong
+//! A waiter takes a slot, which brings a buffer of DMA memory and a completion, both of which belong
 //! to the queue and not to the waiter: whatever a card does and however late, it can only ever
 //! reach memory that stays until unbind. The interrupt handler takes completions in, checks each
 //! against what is in flight, and wakes.
 //!
-//! A card that misses a deadline, answers nonsense or lost its queue is dead: its bus master is
-//! cleared, every waiter gets an error, later commands are refused at once, and the log says so
-//! once. It is not reset then: a reset of an administrative controller ends the suspension of every
-//! function that it manages, which is for unbind to do when nobody relies on them.
+//! A command for a function that misses its deadline is aborted, because one function that hangs is
+//! no reason to give up the others: as long as the card answers the Abort it lives. When the command
+//! does not end even then, its slot is given up until the card completes it.
+//!
+//! A card that does not answer a question or an Abort in time, keeps too many slots, answers nonsense
+//! or lost its queue is dead: its bus master is cleared, every waiter gets an error, later commands
+//! are refused at once, the log says so once, and whoever relies on it is told (`Obituary`). It is
+//! not reset then: a reset of an administrative controller ends the suspension of every function
+//! that it manages, which is for unbind to do when nobody relies on them.
 //!
 //! # Locks
 //!
-//! `state` is the only one (see `module.rs`). Slots change hands under it; the pages and the
-//! completions of a slot belong to whoever has the slot. Waiters for a free slot sleep on
-//! `slot_freed`.
+//! `state` and `aborting` (see `module.rs`). Slots change hands under `state`; the buffer and the
+//! completion of a slot belong to whoever has the slot. Waiters for a free slot sleep on
+//! `slot_freed`. One command is aborted at a time: a card may allow no more (ACL).
 
 use crate::{
     cause::Cause,
@@ -37,21 +42,32 @@ use crate::{
         registers::{self, Version},
         status::Status,
     },
+    obituary::Obituary,
     queue_memory::Memory,
 };
 use kernel::{
     device::{self, Bound},
     devres::Devres,
+    fmt,
     io::Io,
     irq::IrqReturn,
     pci,
     prelude::*,
-    sync::{aref::ARef, lock::Guard, new_condvar, Arc, CondVar},
+    sync::{aref::ARef, lock::Guard, new_condvar, new_mutex, Arc, CondVar, Mutex},
     time::msecs_to_jiffies,
 };
 
-/// Commands that can be in flight.
-const SLOTS: usize = 32;
+/// Commands that can be in flight: 32, and an Abort.
+const SLOTS: usize = 33;
+
+/// Slots that only an Abort may take: when all others hang, it has to get through.
+const RESERVED: usize = 1;
+
+/// How many commands may be with the card that nobody waits for any more.
+const MAX_ABANDONED: usize = 8;
+
+/// How long a command may take to end after it was aborted, in milliseconds.
+const GRACE_MS: u32 = 1000;
 
 /// Entries of each queue. More than `SLOTS`, so that neither queue can fill up; the submission
 /// queue is just a page then.
@@ -64,6 +80,32 @@ const CHECK_MS: u32 = 1000;
 #[derive(Clone, Copy)]
 pub(crate) struct Reply {
     pub(crate) status: Status,
+    /// Command specific.
+    pub(crate) dw0: u32,
+    /// Command specific.
+    pub(crate) dw1: u32,
+}
+
+/// What a command transfers, at most [`crate::queue_memory::BUFFER`] bytes.
+#[derive(Clone, Copy)]
+pub(crate) enum Data<'a> {
+    Nothing,
+    /// To the card.
+    Send(&'a [u8]),
+    /// From the card, so many bytes.
+    Receive(usize),
+}
+
+/// How a command is sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// A question about the card: a signal may come before it has a slot, and a card that does not
+    /// answer in time is dead.
+    Ask,
+    /// Something for a function: no signal, and it is aborted when its time is over.
+    Operate,
+    /// An Abort.
+    Abort,
 }
 
 /// Why a command ended that the card did not complete.
@@ -124,6 +166,9 @@ pub(crate) struct AdminQueue {
     completion_doorbell: usize,
     bar: Devres<pci::Bar<'static, REGISTERS>>,
     memory: Devres<Memory>,
+    obituary: Arc<Obituary>,
+    #[pin]
+    aborting: Mutex<()>,
     #[pin]
     state: IrqSpinLock<State>,
     #[pin]
@@ -139,6 +184,7 @@ impl AdminQueue {
         pdev: &pci::Device<Bound>,
         bar: pci::Bar<'_, REGISTERS>,
         capabilities: Capabilities,
+        obituary: Arc<Obituary>,
     ) -> Result<Arc<Self>> {
         let stride = capabilities.doorbell_stride;
         let normal: &pci::Device = pdev;
@@ -153,6 +199,8 @@ impl AdminQueue {
                 completion_doorbell: registers::completion_head_doorbell(0, stride),
                 bar,
                 memory,
+                obituary,
+                aborting <- new_mutex!((), "AdminQueue::aborting"),
                 state <- new_irq_spinlock!(
                     State {
                         life: Life::Live,
@@ -190,10 +238,9 @@ impl AdminQueue {
         )
     }
 
-    /// Ends everything: waiters get `ENODEV`, the controller is disabled, and bus master is
-    /// cleared, so that nothing touches the DMA memory any more. Once; later calls do nothing and
-    /// return `false`.
-    pub(crate) fn stop(&self, pdev: &pci::Device<Bound>) -> bool {
+    /// Refuses commands from now on, and ends those under way with `ENODEV`. Once; later calls do
+    /// nothing and return `false`. The controller goes on; [`Self::halt`] is next.
+    pub(crate) fn close(&self) -> bool {
         let mut state = self.state.lock();
         if state.life == Life::Stopped {
             return false;
@@ -202,7 +249,13 @@ impl AdminQueue {
         self.end_all(&mut state, Lost::Stopped);
         drop(state);
         self.slot_freed.notify_all();
+        true
+    }
 
+    /// Disables the controller and clears bus master, so that nothing touches the DMA memory any
+    /// more. After [`Self::close`], and after those who rely on the card were told: this ends every
+    /// suspension.
+    pub(crate) fn halt(&self, pdev: &pci::Device<Bound>) {
         if let Ok(bar) = self.bar.access(pdev.as_ref()) {
             match controller::disable(bar, &self.capabilities) {
                 // A card that is gone has nothing that could be left running.
@@ -216,34 +269,47 @@ impl AdminQueue {
             }
         }
         clear_master(pdev);
-        true
+    }
+
+    /// Whether commands can be sent, as far as is known.
+    pub(crate) fn is_live(&self) -> bool {
+        self.state.lock().life == Life::Live
+    }
+
+    /// Somebody is going to reset the controller: it is dead from now on.
+    pub(crate) fn will_be_reset(&self) {
+        self.die(self.state.lock(), Cause::WillBeReset);
     }
 
     /// Sends `command` and waits for its end; its command identifier and data pointer are filled
-    /// in here. What the card wrote to its page is copied to `response`.
+    /// in here.
     ///
-    /// An error status is a reply like any other. `EIO` when the card is or is declared dead,
-    /// `ENODEV` when it was unbound, `ERESTARTSYS` when a signal came before a slot was free.
-    /// Sleeps.
+    /// An error status is an answer like any other. `EIO` when the card is or is declared dead,
+    /// `ENODEV` when it was unbound, `ETIMEDOUT` when the command missed its deadline and did not
+    /// end by an Abort either, `ERESTARTSYS` when a signal came before a slot was free. Sleeps.
     pub(crate) fn execute(
         &self,
         command: Command,
-        response: &mut [u8],
+        data: Data<'_>,
+        manner: Manner,
         limit_ms: u32,
-    ) -> Result<Reply> {
-        let claim = self.claim()?;
-        self.submit(claim.id, command)?;
-        let reply = self.wait(claim.id, claim.waiter, command.opcode, limit_ms)?;
-
-        // The slot is still ours, so nobody else has its page; the card may still be writing to
-        // it, then its answer is nonsense and nothing worse.
-        let memory = self.memory.try_access().ok_or(ENODEV)?;
-        memory.copy_page(claim.id.index(), response)?;
-        Ok(reply)
+    ) -> Result<Answer<'_>> {
+        let claim = self.claim(manner)?;
+        self.submit(claim.id, command, data)?;
+        let opcode = command.opcode;
+        let reply = match self.wait(&claim, opcode, limit_ms, manner)? {
+            Some(reply) => reply,
+            None => self.abort(&claim, opcode, limit_ms)?,
+        };
+        Ok(Answer { claim, reply })
     }
 
     /// Waits for a free slot and takes it.
-    fn claim(&self) -> Result<Claim<'_>> {
+    fn claim(&self, manner: Manner) -> Result<Claim<'_>> {
+        let reserved = match manner {
+            Manner::Ask | Manner::Operate => RESERVED,
+            Manner::Abort => 0,
+        };
         let mut state = self.state.lock();
         loop {
             match state.life {
@@ -251,7 +317,7 @@ impl AdminQueue {
                 Life::Dead => return Err(Lost::Dead.into()),
                 Life::Stopped => return Err(Lost::Stopped.into()),
             }
-            if let Some(id) = state.slots.claim() {
+            if let Some(id) = state.slots.claim(reserved) {
                 let waiter = self.waiters.get(id.index()).ok_or(EIO)?;
                 // Under the lock: from here on the command may be ended, which must not be undone.
                 waiter.reinit();
@@ -261,11 +327,9 @@ impl AdminQueue {
                     waiter,
                 });
             }
-            if self.slot_freed.wait_interruptible(&mut state) {
-                drop(state);
-                // A slot may have been offered to us together with the signal; somebody else who
-                // waits has to hear of it then.
-                self.slot_freed.notify_one();
+            if manner != Manner::Ask {
+                self.slot_freed.wait(&mut state);
+            } else if self.slot_freed.wait_interruptible(&mut state) {
                 return Err(ERESTARTSYS);
             }
         }
@@ -273,12 +337,17 @@ impl AdminQueue {
 
     /// Gives the command of a claimed slot to the card. When the slot was ended meanwhile it does
     /// not go, and the waiter will see how it ended.
-    fn submit(&self, id: CommandId, mut command: Command) -> Result {
+    fn submit(&self, id: CommandId, mut command: Command, data: Data<'_>) -> Result {
         let memory = self.memory.try_access().ok_or(ENODEV)?;
         let bar = self.bar.try_access().ok_or(ENODEV)?;
         command.cid = id.raw();
-        // The card need not write all of it, and what it held before is not for this waiter to see.
-        command.prp1 = memory.clear_page(id.index())?;
+        (command.prp1, command.prp2) = match data {
+            Data::Nothing => (0, 0),
+            Data::Send(bytes) => memory.prepare(id.index(), bytes, bytes.len())?,
+            // The card need not write all of it, and what it held before is not for this waiter to
+            // see.
+            Data::Receive(length) => memory.prepare(id.index(), &[], length)?,
+        };
         let entry = command.to_bytes();
 
         let mut state = self.state.lock();
@@ -301,15 +370,22 @@ impl AdminQueue {
         Ok(())
     }
 
-    /// Waits until the command in the slot has ended, one way or the other.
-    fn wait(&self, id: CommandId, waiter: &Waiter, opcode: u8, limit_ms: u32) -> Result<Reply> {
+    /// Waits until the command in the slot has ended, one way or the other. `None` when the time of
+    /// one that may be aborted is over.
+    fn wait(
+        &self,
+        claim: &Claim<'_>,
+        opcode: u8,
+        limit_ms: u32,
+        manner: Manner,
+    ) -> Result<Option<Reply>> {
         let mut left_ms = limit_ms;
         loop {
             let part_ms = left_ms.min(CHECK_MS);
-            let woken = waiter.wait_timeout(msecs_to_jiffies(part_ms));
+            let woken = claim.waiter.wait_timeout(msecs_to_jiffies(part_ms));
             let mut state = self.state.lock();
-            if let Some(outcome) = state.slots.outcome(id) {
-                return Ok(outcome?);
+            if let Some(outcome) = state.slots.outcome(claim.id) {
+                return Ok(Some(outcome?));
             }
             if woken {
                 // Whoever wakes has recorded an outcome under the lock before.
@@ -317,8 +393,62 @@ impl AdminQueue {
             }
             drop(state);
             left_ms = left_ms.saturating_sub(part_ms);
-            self.check(id, opcode, limit_ms, left_ms == 0);
+            let late = left_ms == 0;
+            self.check(
+                claim.id,
+                opcode,
+                limit_ms,
+                late && manner != Manner::Operate,
+            );
+            if late && manner == Manner::Operate {
+                // What the check may have found wrong has ended it.
+                let mut state = self.state.lock();
+                return Ok(match state.slots.outcome(claim.id) {
+                    Some(outcome) => Some(outcome?),
+                    None => None,
+                });
+            }
         }
+    }
+
+    /// Aborts a command whose time is over, and gives it up when it does not end even so.
+    fn abort(&self, claim: &Claim<'_>, opcode: u8, limit_ms: u32) -> Result<Reply> {
+        let one_at_a_time = self.aborting.lock();
+        {
+            let mut state = self.state.lock();
+            state.counters.failures = state.counters.failures.wrapping_add(1);
+        }
+        dev_warn!(
+            self.pdev,
+            "no answer to admin command {:#04x} in {} ms: aborting it\n",
+            opcode,
+            limit_ms,
+        );
+        // Its status, and whether it says that the command was aborted, do not matter: what became
+        // of the command its own completion tells.
+        let command = Command::abort(0, claim.id.raw());
+        drop(self.execute(command, Data::Nothing, Manner::Abort, limit_ms)?);
+        drop(one_at_a_time);
+
+        let grace_ms = limit_ms.min(GRACE_MS);
+        if let Some(reply) = self.wait(claim, opcode, grace_ms, Manner::Operate)? {
+            return Ok(reply);
+        }
+        let mut state = self.state.lock();
+        if !state.slots.abandon(claim.id) {
+            return Ok(state.slots.outcome(claim.id).ok_or(EIO)??);
+        }
+        if state.slots.abandoned() > MAX_ABANDONED {
+            self.die(
+                state,
+                Cause::Deadline {
+                    opcode,
+                    limit_ms,
+                    posted: false,
+                },
+            );
+        }
+        Err(ETIMEDOUT)
     }
 
     /// Looks whether the card is still there and in time, and declares it dead if not. Afterwards
@@ -399,13 +529,18 @@ impl AdminQueue {
         state.submission.report_head(entry.sqhd)?;
         let reply = Reply {
             status: entry.status,
+            dw0: entry.dw0,
+            dw1: entry.dw1,
         };
         let index = state.slots.complete(entry.cid, Ok(reply))?;
         state.counters.commands = state.counters.commands.wrapping_add(1);
         if !entry.status.is_success() {
             state.counters.failures = state.counters.failures.wrapping_add(1);
         }
-        self.wake(index);
+        match index {
+            Some(index) => self.wake(index),
+            None => self.slot_freed.notify_all(),
+        }
         Ok(true)
     }
 
@@ -425,6 +560,7 @@ impl AdminQueue {
         clear_master(&self.pdev);
         drop(state);
         self.slot_freed.notify_all();
+        self.obituary.send();
         dev_err!(
             self.pdev,
             "card is dead: {}; its access to memory is cut off and commands to it fail. Unbind \
@@ -460,12 +596,44 @@ impl AdminQueue {
         );
     }
 
+    /// Says something in the log, under the card's name.
+    pub(crate) fn warn(&self, message: fmt::Arguments<'_>) {
+        dev_warn!(self.pdev, "{}\n", message);
+    }
+
     pub(crate) fn counters(&self) -> Counters {
         self.state.lock().counters
     }
 
     pub(crate) fn version(&self) -> Version {
         self.capabilities.version
+    }
+}
+
+/// How a command ended, and what it transferred. The slot stays taken as long as this lives.
+pub(crate) struct Answer<'a> {
+    claim: Claim<'a>,
+    reply: Reply,
+}
+
+impl Answer<'_> {
+    /// How it ended.
+    pub(crate) fn reply(&self) -> Reply {
+        self.reply
+    }
+
+    /// Whether it succeeded, and with which status else.
+    pub(crate) fn result(&self) -> Result<(), Status> {
+        self.reply.status.result()
+    }
+
+    /// Copies what the card wrote, from `offset` on, a multiple of 8. `ENODEV` when it was unbound.
+    ///
+    /// The slot is still ours, so nobody else has its buffer; the card may still be writing to it,
+    /// then its answer is nonsense and nothing worse.
+    pub(crate) fn read(&self, offset: usize, to: &mut [u8]) -> Result {
+        let memory = self.claim.queue.memory.try_access().ok_or(ENODEV)?;
+        memory.read(self.claim.id.index(), offset, to)
     }
 }
 
@@ -483,11 +651,11 @@ struct Claim<'a> {
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        // Refused only while the card has the command, and every way out of `execute` waits for
-        // its end; if that were wrong, the slot would be lost and no memory with it.
+        // Refused for a command that was abandoned: the card's completion makes it free.
         let released = self.queue.state.lock().slots.release(self.id);
         if released {
-            self.queue.slot_freed.notify_one();
+            // All, because those who wait are not served alike: an Abort may take what is reserved.
+            self.queue.slot_freed.notify_all();
         }
     }
 }

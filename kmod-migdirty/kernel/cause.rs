@@ -12,6 +12,7 @@ pub(crate) enum Cause {
     Gone,
     Fatal,
     Reset,
+    WillBeReset,
     UnknownCommand(u16),
     WrongQueue(u16),
     BadHead(u16),
@@ -52,6 +53,7 @@ impl fmt::Display for Cause {
             ),
             Self::Fatal => write!(f, "it reports a fatal status (CSTS.CFS)"),
             Self::Reset => write!(f, "it is not ready (CSTS.RDY), somebody else reset it"),
+            Self::WillBeReset => write!(f, "somebody else resets it"),
             Self::UnknownCommand(id) => {
                 write!(f, "it completed command {id:#06x}, which it does not have")
             }

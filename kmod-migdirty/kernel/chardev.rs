@@ -7,12 +7,18 @@
 
 use crate::{
     common::{misc_device::FileOperations, pci_driver::Address},
-    registry,
-    uapi::{MigdirtyCard, MAX_ARGSZ, MIGDIRTY_GET_CARD},
+    function::Function,
+    registry, tools,
+    uapi::{
+        MigdirtyCard, MAX_ARGSZ, MIGDIRTY_GET_CARD, MIGDIRTY_GET_FUNCTION, MIGDIRTY_GET_IDENTITY,
+        MIGDIRTY_LOG_START, MIGDIRTY_LOG_STOP, MIGDIRTY_LOG_SYNC, MIGDIRTY_PAUSE, MIGDIRTY_RESTORE,
+        MIGDIRTY_RESUME, MIGDIRTY_SAVE,
+    },
 };
 use core::mem::size_of;
 use kernel::{
     prelude::*,
+    transmute::{AsBytes, FromBytes},
     uaccess::{UserPtr, UserSlice},
 };
 
@@ -29,55 +35,73 @@ impl FileOperations for Chardev {
     }
 
     fn ioctl((): (), cmd: u32, arg: usize) -> Result<isize> {
+        let arg = UserPtr::from_addr(arg);
         match cmd {
-            MIGDIRTY_GET_CARD => get_card(UserPtr::from_addr(arg)),
+            MIGDIRTY_GET_CARD => call(arg, get_card),
+            MIGDIRTY_GET_FUNCTION => call(arg, tools::describe),
+            MIGDIRTY_LOG_START => call(arg, tools::log_start),
+            MIGDIRTY_LOG_SYNC => call(arg, tools::log_sync),
+            MIGDIRTY_LOG_STOP => call(arg, |target| tools::order(target, Function::log_stop)),
+            MIGDIRTY_PAUSE => call(arg, |target| tools::order(target, Function::suspend)),
+            MIGDIRTY_RESUME => call(arg, |target| tools::order(target, Function::resume)),
+            MIGDIRTY_SAVE => call(arg, tools::save),
+            MIGDIRTY_RESTORE => call(arg, tools::restore),
+            MIGDIRTY_GET_IDENTITY => call(arg, tools::identity),
             _ => Err(ENOTTY),
         }
     }
 }
 
-fn get_card(arg: UserPtr) -> Result<isize> {
-    const KNOWN: usize = size_of::<MigdirtyCard>();
-
+/// Reads an argument, lets `perform` answer it, and writes the answer. `perform` sees no `argsz`, and
+/// may give an error besides an answer. An argument that is refused is left as it was.
+fn call<T: AsBytes + FromBytes>(
+    arg: UserPtr,
+    perform: impl FnOnce(T) -> Result<(T, Result)>,
+) -> Result<isize> {
     let argsz: u32 = UserSlice::new(arg, size_of::<u32>()).reader().read()?;
     if argsz > MAX_ARGSZ {
         return Err(E2BIG);
     }
     // CAST: widens.
     let argsz = argsz as usize;
-    if argsz < KNOWN {
+    // Every structure is of its first version.
+    if argsz < size_of::<T>() {
         return Err(EINVAL);
     }
     // The second read of `argsz` may find another value; only the first one counts.
-    let question: MigdirtyCard = UserSlice::new(arg, KNOWN).reader().read()?;
+    let question: T = UserSlice::new(arg, size_of::<T>()).reader().read()?;
+    let (answer, result) = perform(question)?;
+
+    // CAST: every structure is far smaller than 4 GiB.
+    let known = size_of::<T>() as u32;
+    let mut writer = UserSlice::new(arg, argsz).writer();
+    writer.write(&known)?;
+    let rest = answer.as_bytes().get(size_of::<u32>()..).unwrap_or(&[]);
+    writer.write_slice(rest)?;
+    let zeroes = [0u8; 64];
+    while !writer.is_empty() {
+        let part = writer.len().min(zeroes.len());
+        writer.write_slice(zeroes.get(..part).unwrap_or(&[]))?;
+    }
+    result.map(|()| 0)
+}
+
+fn get_card(question: MigdirtyCard) -> Result<(MigdirtyCard, Result)> {
     if question.flags != 0
         || question.reserved.iter().any(|byte| *byte != 0)
         || question.reserved2.iter().any(|byte| *byte != 0)
     {
         return Err(EINVAL);
     }
-
-    let answer = find(Address(question.address))?;
-
-    let mut writer = UserSlice::new(arg, argsz).writer();
-    writer.write(&answer)?;
-    let zeroes = [0u8; 64];
-    while !writer.is_empty() {
-        let part = writer.len().min(zeroes.len());
-        writer.write_slice(zeroes.get(..part).unwrap_or(&[]))?;
-    }
-    Ok(0)
-}
-
-/// Describes the first card from `address` on that stays long enough to be described.
-fn find(address: Address) -> Result<MigdirtyCard> {
+    let address = Address(question.address);
+    // The first card from there on that stays long enough to be described.
     loop {
         let card = registry::at_or_after(address).ok_or(ENOENT)?;
         match card.describe() {
             // Unbound between the two lines: it has left the registry, so the next look finds
             // another one or none.
             Err(error) if error == ENODEV => {}
-            result => return result,
+            result => return Ok((result?, Ok(()))),
         }
     }
 }

@@ -5,15 +5,19 @@
 //! The driver core serialises these per device. What a device holds is released in the reverse
 //! order of its acquisition, by devres or by dropping [`Binding`]; each step of probe may fail, and
 //! what was done until then is undone. Must never let a controller keep queues in memory that is
-//! going to be freed: [`AdminQueue::stop`] comes before every release.
+//! going to be freed: [`AdminQueue::halt`] comes before every release.
 
 use crate::{
     admin_queue::AdminQueue,
     card::Card,
-    common::pci_driver::{self, Address},
+    common::{
+        pci_config,
+        pci_driver::{self, Address},
+    },
     controller::{self, Capabilities, Refusal, REGISTERS},
     logic::startup::Failure,
     nvme::identify::CNTRLTYPE_ADMINISTRATIVE,
+    obituary::Obituary,
     registry,
 };
 use kernel::{
@@ -54,10 +58,19 @@ pub(crate) struct Binding<'bound> {
 impl Binding<'_> {
     /// Takes the card from its users and stops the controller. Idempotent.
     fn stop(&self) {
-        if let Some(card) = &self.card {
-            registry::remove(card);
-        }
-        if self.queue.stop(self.pdev) {
+        let stopped = match &self.card {
+            Some(card) => {
+                registry::remove(card);
+                card.stop(self.pdev)
+            }
+            None => {
+                self.queue.close() && {
+                    self.queue.halt(self.pdev);
+                    true
+                }
+            }
+        };
+        if stopped {
             // The controller sends no interrupt any more, but those that it has sent may still be
             // on their way to a CPU, which would complain when it finds no handler.
             fsleep(INTERRUPT_TRAVEL);
@@ -114,6 +127,12 @@ impl pci_driver::Driver for Driver {
             card.stop(pdev);
         }
     }
+
+    fn before_reset(pdev: &pci::Device<Core<'_>>) {
+        if let Some(card) = Address::of(pdev).and_then(registry::at) {
+            card.will_be_reset();
+        }
+    }
 }
 
 fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Binding<'bound>> {
@@ -166,7 +185,8 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Binding<'bound>>
 
     pci_driver::set_dma_mask_64(pdev)
         .inspect_err(|error| dev_err!(pdev, "cannot set the DMA mask: {:?}\n", error))?;
-    let queue = AdminQueue::new(bound, bar, capabilities)
+    let obituary = Obituary::new(address)?;
+    let queue = AdminQueue::new(bound, bar, capabilities, obituary)
         .inspect_err(|error| dev_err!(pdev, "cannot set up the admin queue: {:?}\n", error))?;
     let vectors = bound
         .alloc_irq_vectors(
@@ -207,14 +227,14 @@ fn probe<'bound>(pdev: &'bound pci::Device<Core<'_>>) -> Result<Binding<'bound>>
         .start(bound)
         .map_err(|failure| refuse(bound, &capabilities, failure))?;
 
-    let card = Card::identify(address, queue).inspect_err(|error| {
+    let serial_number = pci_config::serial_number(pdev);
+    let card = Card::identify(address, serial_number, queue).inspect_err(|error| {
         dev_err!(
             pdev,
             "Identify Controller failed: {:?}; controller left disabled\n",
             error,
         );
     })?;
-    let card = Arc::new(card, GFP_KERNEL)?;
     registry::add(card.clone())?;
     let (model, serial, firmware) = card.names();
     let kind = match card.controller_type() {

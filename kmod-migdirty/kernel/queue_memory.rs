@@ -4,7 +4,7 @@
 //!
 //! Owned by the device (devres), so it goes only after unbind has stopped the controller; reached
 //! through `Devres`, never kept. The card may write anywhere in it at any time: every value is read
-//! once, copied out, and judged by the caller. Who may use which entry or page is the queue's
+//! once, copied out, and judged by the caller. Who may use which entry or buffer is the queue's
 //! business; nothing here is locked.
 
 use crate::common::wait::dma_read_barrier;
@@ -20,30 +20,47 @@ use kernel::{
     prelude::*,
 };
 
-/// Bytes that a command can transfer: one page, so one PRP entry is enough.
+/// Bytes that a command can transfer.
+pub(crate) const BUFFER: usize = 64 << 10;
+
+/// Memory pages of the controller (CC.MPS is 0).
 const PAGE: usize = 4096;
 
-const PAGE_WORDS: usize = PAGE / size_of::<u64>();
+const WORD: usize = size_of::<u64>();
+const BUFFER_WORDS: usize = BUFFER / WORD;
 const COMPLETION_DWORDS: usize = Completion::SIZE / size_of::<u32>();
 
-/// Two queues, and a page for each command in flight.
+/// Entries of a PRP list: the pages of a buffer behind the first one, and one to make it a power of
+/// two, so that no list crosses a page.
+const LIST: usize = BUFFER / PAGE;
+
+/// Two queues, and a buffer with its PRP list for each command in flight.
 pub(crate) struct Memory {
     submission: Coherent<[[u8; Command::SIZE]]>,
     completion: Coherent<[[u32; COMPLETION_DWORDS]]>,
-    pages: KVec<Coherent<[u64; PAGE_WORDS]>>,
+    buffers: KVec<Coherent<[u64; BUFFER_WORDS]>>,
+    lists: Coherent<[[u64; LIST]]>,
 }
 
 impl Memory {
     /// Zeroed memory for queues of `depth` entries and for `slots` commands.
     pub(crate) fn new(dev: &device::Device<Bound>, slots: usize, depth: u16) -> Result<Self> {
-        let mut pages = KVec::with_capacity(slots, GFP_KERNEL)?;
-        for _ in 0..slots {
-            pages.push(Coherent::zeroed(dev, GFP_KERNEL)?, GFP_KERNEL)?;
+        let mut buffers = KVec::with_capacity(slots, GFP_KERNEL)?;
+        let lists: Coherent<[[u64; LIST]]> = Coherent::zeroed_slice(dev, slots, GFP_KERNEL)?;
+        for slot in 0..slots {
+            let buffer: Coherent<[u64; BUFFER_WORDS]> = Coherent::zeroed(dev, GFP_KERNEL)?;
+            for entry in 0..LIST - 1 {
+                // CAST: widens.
+                let page = buffer.dma_handle() + ((entry + 1) * PAGE) as u64;
+                dma_write!(lists, [try: slot][try: entry], page.to_le());
+            }
+            buffers.push(buffer, GFP_KERNEL)?;
         }
         Ok(Self {
             submission: Coherent::zeroed_slice(dev, usize::from(depth), GFP_KERNEL)?,
             completion: Coherent::zeroed_slice(dev, usize::from(depth), GFP_KERNEL)?,
-            pages,
+            buffers,
+            lists,
         })
     }
 
@@ -57,20 +74,42 @@ impl Memory {
         self.completion.dma_handle()
     }
 
-    /// Zeroes the page of a slot and returns its DMA address.
-    pub(crate) fn clear_page(&self, slot: usize) -> Result<u64> {
-        let page = self.pages.get(slot).ok_or(EIO)?;
-        for index in 0..PAGE_WORDS {
-            dma_write!(page, [try: index], 0);
+    /// Fills a slot's buffer with `data`, and with zeroes up to `length`; returns both PRP entries
+    /// for a transfer of `length` bytes.
+    pub(crate) fn prepare(&self, slot: usize, data: &[u8], length: usize) -> Result<(u64, u64)> {
+        let buffer = self.buffers.get(slot).ok_or(EIO)?;
+        if data.len() > length || length > BUFFER {
+            return Err(EINVAL);
         }
-        Ok(page.dma_handle())
+        let mut parts = data.chunks(WORD);
+        for index in 0..length.div_ceil(WORD) {
+            let mut word = [0; WORD];
+            if let Some(part) = parts.next() {
+                for (to, from) in word.iter_mut().zip(part) {
+                    *to = *from;
+                }
+            }
+            dma_write!(buffer, [try: index], u64::from_ne_bytes(word));
+        }
+        let first = buffer.dma_handle();
+        // CAST: widens.
+        let page = PAGE as u64;
+        Ok((
+            first,
+            match length.div_ceil(PAGE) {
+                0 | 1 => 0,
+                2 => first + page,
+                _ => self.lists.dma_handle() + (slot * size_of::<[u64; LIST]>()) as u64,
+            },
+        ))
     }
 
-    /// Copies the start of a slot's page.
-    pub(crate) fn copy_page(&self, slot: usize, to: &mut [u8]) -> Result {
-        let page = self.pages.get(slot).ok_or(EIO)?;
-        for (index, part) in to.chunks_mut(size_of::<u64>()).enumerate() {
-            let word = dma_read!(page, [try: index]);
+    /// Copies from a slot's buffer, from `offset` on, a multiple of 8.
+    pub(crate) fn read(&self, slot: usize, offset: usize, to: &mut [u8]) -> Result {
+        let buffer = self.buffers.get(slot).ok_or(EIO)?;
+        let start = offset / WORD;
+        for (index, part) in to.chunks_mut(WORD).enumerate() {
+            let word = dma_read!(buffer, [try: start + index]);
             for (to, from) in part.iter_mut().zip(word.to_ne_bytes()) {
                 *to = from;
             }

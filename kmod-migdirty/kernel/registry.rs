@@ -55,6 +55,27 @@ pub(crate) fn at(address: Address) -> Option<Arc<Card>> {
     at_or_after(address).filter(|card| card.address() == address)
 }
 
+/// The card with this Device Serial Number. `ENODEV` when there is none, or more than one: then
+/// nobody can tell which of them manages what.
+pub(crate) fn with_serial_number(serial: u64) -> Result<Arc<Card>> {
+    let cards = CARDS.lock();
+    let mut found = cards
+        .iter()
+        .filter(|card| card.serial_number() == Some(serial));
+    let card = found.next().ok_or(ENODEV)?;
+    if let Some(other) = found.next() {
+        pr_warn!(
+            "cards {} and {} have the same Device Serial Number {:#x}, so their functions cannot be \
+             told apart\n",
+            card.address(),
+            other.address(),
+            serial,
+        );
+        return Err(ENODEV);
+    }
+    Ok(card.clone())
+}
+
 /// The card with the lowest address that is not below `address`.
 pub(crate) fn at_or_after(address: Address) -> Option<Arc<Card>> {
     CARDS

@@ -6,6 +6,11 @@
 //! Owned by nobody: plain values that the kernel glue keeps under its own locks. Must never touch
 //! memory that a card can write, sleep, allocate, or panic on a value that came from outside.
 
+pub mod dirty;
+pub mod log;
+pub mod pass;
+pub mod ranges;
 pub mod ring;
 pub mod slots;
+pub mod span;
 pub mod startup;

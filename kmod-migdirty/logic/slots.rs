@@ -51,6 +51,8 @@ enum State<T> {
     Claimed,
     /// The card has it.
     InFlight,
+    /// The card has it, and nobody waits for it any more.
+    Abandoned,
     /// It ended; the waiter has not released the slot.
     Ended(T),
 }
@@ -82,8 +84,12 @@ impl<T: Copy, const SLOTS: usize> SlotTable<T, SLOTS> {
         }
     }
 
-    /// Takes a free slot, or `None` when all are taken.
-    pub fn claim(&mut self) -> Option<CommandId> {
+    /// Takes a free slot, or `None` when no more than `reserved` are free.
+    pub fn claim(&mut self, reserved: usize) -> Option<CommandId> {
+        let free = |slot: &&Slot<T>| matches!(slot.state, State::Free);
+        if self.slots.iter().filter(free).count() <= reserved {
+            return None;
+        }
         let (index, slot) = self
             .slots
             .iter_mut()
@@ -108,21 +114,50 @@ impl<T: Copy, const SLOTS: usize> SlotTable<T, SLOTS> {
     }
 
     /// The card completed the command with identifier `raw`. Returns the index of the slot whose
-    /// waiter is to be woken.
-    pub fn complete(&mut self, raw: u16, outcome: T) -> Result<usize, UnknownCommand> {
+    /// waiter is to be woken; `None` when there is none and the slot became free.
+    pub fn complete(&mut self, raw: u16, outcome: T) -> Result<Option<usize>, UnknownCommand> {
         let id = CommandId(raw);
         match self.slot(id) {
             Some(slot) if matches!(slot.state, State::InFlight) => {
                 slot.state = State::Ended(outcome);
-                Ok(id.index())
+                Ok(Some(id.index()))
+            }
+            Some(slot) if matches!(slot.state, State::Abandoned) => {
+                slot.state = State::Free;
+                Ok(None)
             }
             _ => Err(UnknownCommand { raw }),
         }
     }
 
-    /// Ends every command that has not ended, and calls `wake` with the slot of each.
+    /// The waiter gives up on a command that the card has. The slot, and so its buffer, is not free
+    /// before the card completes it. `false` when it has ended: then there is an outcome.
+    #[must_use]
+    pub fn abandon(&mut self, id: CommandId) -> bool {
+        match self.slot(id) {
+            Some(slot) if matches!(slot.state, State::InFlight) => {
+                slot.state = State::Abandoned;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Commands that were abandoned and that the card still has.
+    pub fn abandoned(&self) -> usize {
+        let slots = self.slots.iter();
+        slots
+            .filter(|slot| matches!(slot.state, State::Abandoned))
+            .count()
+    }
+
+    /// Ends every command that has not ended, and calls `wake` with the slot of each. The card must
+    /// not reach the buffers any more.
     pub fn end_all(&mut self, outcome: T, mut wake: impl FnMut(usize)) {
         for (index, slot) in self.slots.iter_mut().enumerate() {
+            if matches!(slot.state, State::Abandoned) {
+                slot.state = State::Free;
+            }
             if matches!(slot.state, State::Claimed | State::InFlight) {
                 slot.state = State::Ended(outcome);
                 wake(index);
@@ -192,13 +227,13 @@ pub(crate) mod tests {
     #[test]
     fn a_command_runs_through() {
         let mut table = SlotTable::<u8, 2>::new();
-        let id = table.claim().unwrap();
+        let id = table.claim(0).unwrap();
         assert_eq!(table.in_flight(), 0);
         assert!(table.launch(id));
         assert_eq!(table.in_flight(), 1);
         assert_eq!(table.outcome(id), None);
         assert!(!table.release(id), "the card still has it");
-        assert_eq!(table.complete(id.raw(), 7), Ok(id.index()));
+        assert_eq!(table.complete(id.raw(), 7), Ok(Some(id.index())));
         assert_eq!(table.outcome(id), Some(7));
         assert!(table.release(id));
         assert!(!table.release(id), "only once");
@@ -208,7 +243,7 @@ pub(crate) mod tests {
     #[test]
     fn what_the_card_does_not_have_is_unknown() {
         let mut table = SlotTable::<u8, 2>::new();
-        let id = table.claim().unwrap();
+        let id = table.claim(0).unwrap();
         let unknown = |raw| Err(UnknownCommand { raw });
         assert_eq!(table.complete(id.raw(), 1), unknown(id.raw()), "claimed");
         assert!(table.launch(id));
@@ -225,11 +260,11 @@ pub(crate) mod tests {
     #[test]
     fn a_late_completion_does_not_reach_the_next_use() {
         let mut table = SlotTable::<u8, 1>::new();
-        let first = table.claim().unwrap();
+        let first = table.claim(0).unwrap();
         assert!(table.launch(first));
         table.end_all(0xee, |_| ());
         assert!(table.release(first));
-        let second = table.claim().unwrap();
+        let second = table.claim(0).unwrap();
         assert!(table.launch(second));
         assert_eq!(second.index(), first.index());
         assert_eq!(
@@ -243,9 +278,9 @@ pub(crate) mod tests {
     #[test]
     fn ending_all_wakes_each_once_and_stops_launches() {
         let mut table = SlotTable::<u8, 4>::new();
-        let claimed = table.claim().unwrap();
-        let flying = table.claim().unwrap();
-        let ended = table.claim().unwrap();
+        let claimed = table.claim(0).unwrap();
+        let flying = table.claim(0).unwrap();
+        let ended = table.claim(0).unwrap();
         assert!(table.launch(flying) && table.launch(ended));
         table.complete(ended.raw(), 1).unwrap();
         let mut woken = vec![];
@@ -257,11 +292,42 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn an_abandoned_slot_is_free_when_the_card_is_done() {
+        let mut table = SlotTable::<u8, 2>::new();
+        let id = table.claim(0).unwrap();
+        assert!(!table.abandon(id), "the card does not have it");
+        assert!(table.launch(id));
+        assert!(table.abandon(id));
+        assert!(!table.abandon(id) && !table.release(id) && !table.launch(id));
+        assert_eq!((table.abandoned(), table.outcome(id)), (1, None));
+        let other = table.claim(0).unwrap();
+        assert_ne!(other.index(), id.index());
+        assert_eq!(table.complete(id.raw(), 7), Ok(None));
+        assert_eq!(table.abandoned(), 0);
+        assert!(table.complete(id.raw(), 7).is_err(), "twice");
+        let again = table.claim(0).unwrap();
+        assert!(table.launch(again) && table.abandon(again));
+        table.end_all(9, |index| assert_eq!(index, other.index()));
+        assert_eq!(table.abandoned(), 0);
+        assert_eq!(table.claim(0).unwrap().index(), id.index());
+    }
+
+    #[test]
+    fn some_slots_are_reserved() {
+        let mut table = SlotTable::<u8, 2>::new();
+        assert!(table.claim(2).is_none());
+        assert!(table.claim(1).is_some());
+        assert!(table.claim(1).is_none());
+        assert!(table.claim(0).is_some());
+        assert!(table.claim(0).is_none());
+    }
+
+    #[test]
     fn no_identifier_is_ffff() {
         let mut table = SlotTable::<u8, MAX_SLOTS>::new();
         for _ in 0..2000 {
             let mut ids = vec![];
-            while let Some(id) = table.claim() {
+            while let Some(id) = table.claim(0) {
                 assert_ne!(id.raw(), 0xffff);
                 ids.push(id);
             }
@@ -292,7 +358,7 @@ pub(crate) mod tests {
                     (!ids.is_empty()).then(|| ids[random.below(ids.len() as u64) as usize])
                 };
                 match random.below(12) {
-                    0..=3 => match table.claim() {
+                    0..=3 => match table.claim(0) {
                         Some(id) => {
                             assert!(want.len() < 5);
                             assert_eq!(want.insert(id, Want::Claimed), None);
@@ -312,7 +378,7 @@ pub(crate) mod tests {
                         if let Some(id) = pick(&mut random) {
                             let result = table.complete(id.raw(), step);
                             if want.get(&id) == Some(&Want::Flying) {
-                                assert_eq!(result, Ok(id.index()));
+                                assert_eq!(result, Ok(Some(id.index())));
                                 want.insert(id, Want::Ended(step));
                             } else {
                                 assert_eq!(result, Err(UnknownCommand { raw: id.raw() }));

@@ -2,7 +2,18 @@
 /*
  * The C side of migdirty.ko: shared helpers, and the layouts that kernel/sys/mod.rs compares.
  */
+#include <linux/workqueue.h>
+
 #include "zs_helpers.h"
+#include "../../abi/migdirty_backend.h"
+
+struct workqueue_struct *zs_migdirty_workqueue(void);
+
+/* Unbound: operations wait for cards and not for a CPU, and those of many functions at once. */
+struct workqueue_struct *zs_migdirty_workqueue(void)
+{
+	return alloc_workqueue("migdirty", WQ_UNBOUND, 0);
+}
 
 const struct zs_layout_entry zs_layout_table[] = {
 	ZS_SIZE(struct completion),
@@ -23,6 +34,31 @@ const struct zs_layout_entry zs_layout_table[] = {
 	ZS_OFFSET(struct pci_dev, dev),
 	ZS_SIZE(struct pci_driver),
 	ZS_OFFSET(struct pci_driver, shutdown),
+	ZS_OFFSET(struct pci_driver, err_handler),
 	ZS_OFFSET(struct pci_driver, driver),
+	ZS_SIZE(struct pci_error_handlers),
+	ZS_OFFSET(struct pci_error_handlers, reset_prepare),
+	ZS_SIZE(struct migdirty_events),
+	ZS_OFFSET(struct migdirty_events, lost),
+	ZS_SIZE(struct migdirty_range),
+	ZS_OFFSET(struct migdirty_range, iova),
+	ZS_OFFSET(struct migdirty_range, length),
+	ZS_SIZE(struct migdirty_format),
+	ZS_OFFSET(struct migdirty_format, version),
+	ZS_OFFSET(struct migdirty_format, uuid),
+	ZS_SIZE(struct migdirty_request),
+	ZS_OFFSET(struct migdirty_request, function),
+	ZS_OFFSET(struct migdirty_request, data),
+	ZS_OFFSET(struct migdirty_request, size),
+	ZS_OFFSET(struct migdirty_request, granule),
+	ZS_OFFSET(struct migdirty_request, format),
+	ZS_OFFSET(struct migdirty_request, operation),
+	ZS_OFFSET(struct migdirty_request, result),
+	ZS_SIZE(struct migdirty_batch),
+	ZS_OFFSET(struct migdirty_batch, requests),
+	ZS_OFFSET(struct migdirty_batch, count),
+	ZS_OFFSET(struct migdirty_batch, pending),
+	ZS_OFFSET(struct migdirty_batch, complete),
+	ZS_OFFSET(struct migdirty_batch, context),
 	ZS_LAYOUT_END
 };

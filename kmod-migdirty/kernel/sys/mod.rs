@@ -5,21 +5,38 @@
 //! Nothing here has state. The rest of the module has no `unsafe` but two promises that only
 //! `module.rs` can make, and the word that `global_lock!` wants in `registry.rs`.
 
+pub(crate) mod backend;
+pub(crate) mod work;
+
 use crate::{
+    abi,
     common::layout::{layout_table, Entry},
     registry,
-    uapi::MigdirtyCard,
+    uapi::{
+        MigdirtyCard, MigdirtyFunctionInfo, MigdirtyIdentity, MigdirtyLogStart, MigdirtyLogSync,
+        MigdirtyRange, MigdirtyState, MigdirtyTarget,
+    },
 };
 use kernel::{
     bindings,
     transmute::{AsBytes, FromBytes},
 };
 
-// SAFETY: integers and arrays of integers; every pattern of bits is a value.
-unsafe impl FromBytes for MigdirtyCard {}
+macro_rules! plain {
+    ($($name:ty)*) => {$(
+        // SAFETY: integers and arrays of integers; every pattern of bits is a value.
+        unsafe impl FromBytes for $name {}
 
-// SAFETY: no padding (`uapi/tests/header.rs` adds the fields up), so every byte is initialised.
-unsafe impl AsBytes for MigdirtyCard {}
+        // SAFETY: no padding (`uapi/tests/header.rs` adds the fields up), so every byte is
+        // initialised.
+        unsafe impl AsBytes for $name {}
+    )*};
+}
+
+plain! {
+    MigdirtyCard MigdirtyFunctionInfo MigdirtyIdentity MigdirtyLogStart MigdirtyLogSync
+    MigdirtyRange MigdirtyState MigdirtyTarget
+}
 
 /// Readies the list of cards.
 ///
@@ -53,5 +70,30 @@ pub(crate) const LAYOUT: &[Entry] = layout_table! {
     offset c"struct pci_dev.dev" = bindings::pci_dev, dev;
     size c"struct pci_driver" = bindings::pci_driver;
     offset c"struct pci_driver.shutdown" = bindings::pci_driver, shutdown;
+    offset c"struct pci_driver.err_handler" = bindings::pci_driver, err_handler;
     offset c"struct pci_driver.driver" = bindings::pci_driver, driver;
+    size c"struct pci_error_handlers" = bindings::pci_error_handlers;
+    offset c"struct pci_error_handlers.reset_prepare" = bindings::pci_error_handlers, reset_prepare;
+    size c"struct migdirty_events" = abi::Events;
+    offset c"struct migdirty_events.lost" = abi::Events, lost;
+    size c"struct migdirty_range" = abi::Range;
+    offset c"struct migdirty_range.iova" = abi::Range, iova;
+    offset c"struct migdirty_range.length" = abi::Range, length;
+    size c"struct migdirty_format" = abi::Format;
+    offset c"struct migdirty_format.version" = abi::Format, version;
+    offset c"struct migdirty_format.uuid" = abi::Format, uuid;
+    size c"struct migdirty_request" = abi::Request;
+    offset c"struct migdirty_request.function" = abi::Request, function;
+    offset c"struct migdirty_request.data" = abi::Request, data;
+    offset c"struct migdirty_request.size" = abi::Request, size;
+    offset c"struct migdirty_request.granule" = abi::Request, granule;
+    offset c"struct migdirty_request.format" = abi::Request, format;
+    offset c"struct migdirty_request.operation" = abi::Request, operation;
+    offset c"struct migdirty_request.result" = abi::Request, result;
+    size c"struct migdirty_batch" = abi::Batch;
+    offset c"struct migdirty_batch.requests" = abi::Batch, requests;
+    offset c"struct migdirty_batch.count" = abi::Batch, count;
+    offset c"struct migdirty_batch.pending" = abi::Batch, pending;
+    offset c"struct migdirty_batch.complete" = abi::Batch, complete;
+    offset c"struct migdirty_batch.context" = abi::Batch, context;
 };

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a PCI function says of itself in configuration space, whatever driver it has.
+//!
+//! Reads only, and believes nothing: a function that is gone reads all-ones, and gives `None`.
+
+use super::pci_driver::{as_raw, Address};
+use kernel::{bindings, device, pci, sync::aref::ARef};
+
+// The structure is only passed through; deep inside it has an array that is empty here.
+#[allow(improper_ctypes)]
+extern "C" {
+    fn zs_pci_physical_function(pdev: *mut bindings::pci_dev) -> *mut bindings::pci_dev;
+}
+
+/// The function at an address.
+pub(crate) fn function_at(address: Address) -> Option<ARef<pci::Device>> {
+    // CAST: the parts of an address.
+    let (domain, bus, function) = (
+        (address.0 >> 16) as i32,
+        u32::from((address.0 >> 8) as u8),
+        u32::from(address.0 as u8),
+    );
+    // SAFETY: no preconditions; sleeps.
+    let pdev = unsafe { bindings::pci_get_domain_bus_and_slot(domain, bus, function) };
+    let pdev = core::ptr::NonNull::new(pdev)?;
+    // SAFETY: `pci::Device` is transparent over `struct pci_dev`, and the call has taken a
+    // reference, which is ours now.
+    Some(unsafe { ARef::from_raw(pdev.cast()) })
+}
+
+/// Its Device Serial Number (PCIe Base 7.9.3); `None` when it has none, or 0.
+pub(crate) fn serial_number<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>) -> Option<u64> {
+    // SAFETY: a `pci::Device` is a valid `struct pci_dev`.
+    match unsafe { bindings::pci_get_dsn(as_raw(pdev)) } {
+        0 | u64::MAX => None,
+        serial => Some(serial),
+    }
+}
+
+/// Offset of a Designated Vendor-Specific Extended Capability (PCIe Base 7.9.6).
+pub(crate) fn dvsec<Ctx: device::DeviceContext>(
+    pdev: &pci::Device<Ctx>,
+    vendor: u16,
+    id: u16,
+) -> Option<u16> {
+    // SAFETY: a `pci::Device` is a valid `struct pci_dev`.
+    match unsafe { bindings::pci_find_dvsec_capability(as_raw(pdev), vendor, id) } {
+        0 => None,
+        offset => Some(offset),
+    }
+}
+
+/// The dword at `offset`; `None` when there is none, or all-ones.
+pub(crate) fn read32<Ctx: device::DeviceContext>(
+    pdev: &pci::Device<Ctx>,
+    offset: u16,
+) -> Option<u32> {
+    let mut value = 0;
+    // SAFETY: a `pci::Device` is a valid `struct pci_dev`; `value` is a live local.
+    let ret =
+        unsafe { bindings::pci_read_config_dword(as_raw(pdev), i32::from(offset), &mut value) };
+    (ret == 0 && value != u32::MAX).then_some(value)
+}
+
+/// Of a virtual function: its physical function, and which one it is, counted from 1 (as VFN does).
+pub(crate) fn physical_function<Ctx: device::DeviceContext>(
+    pdev: &pci::Device<Ctx>,
+) -> Option<(ARef<pci::Device>, u16)> {
+    // SAFETY: a `pci::Device` is a valid `struct pci_dev`.
+    let physical = unsafe { zs_pci_physical_function(as_raw(pdev)) };
+    let physical = core::ptr::NonNull::new(physical)?;
+    // SAFETY: a virtual function holds a reference to its physical one.
+    let physical: &pci::Device = unsafe { physical.cast().as_ref() };
+    // SAFETY: as above.
+    let number = unsafe { bindings::pci_iov_vf_id(as_raw(pdev)) };
+    let number = u16::try_from(number).ok()?.checked_add(1)?;
+    Some((physical.into(), number))
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Reading a function's log: from the card into kernel memory, and from there to whoever asked.
+//!
+//! A card forgets what it reports, so a report that cannot be understood means that the log is lost.
+//! What was harvested is kept until it is handed out.
+
+use crate::{
+    admin_queue::Data,
+    card::command_timeout_ms,
+    function::Function,
+    logic::{
+        log::Harvest,
+        pass::{Next, Pass},
+        span::Span,
+    },
+    nvme::hmlm::track_receive::{Report, TrackReceive, DESCRIPTOR, HEADER},
+    operations::Protocol,
+};
+use kernel::prelude::*;
+
+/// What a harvest found.
+#[derive(Clone, Copy)]
+pub(crate) struct Harvested {
+    /// The function is suspended, and all that it wrote was taken.
+    pub(crate) complete: bool,
+    /// It was thought to be suspended, and is not.
+    pub(crate) ran: bool,
+}
+
+/// What one report said.
+struct Taken {
+    /// First and last byte, in the order of the report.
+    ends: Option<(u64, u64)>,
+    bytes: u64,
+    more: bool,
+    suspended: bool,
+}
+
+impl Function {
+    /// Takes what the card has: of a suspended function all of it, of a running one at most one pass
+    /// over what is tracked. `EINVAL` no log, `EIO` the log is lost.
+    pub(crate) fn log_harvest(&self) -> Result<Harvested> {
+        let mut protocol = self.protocol.lock();
+        match protocol.log.harvest() {
+            Harvest::NoLog => return Err(EINVAL),
+            Harvest::Lost => return Err(EIO),
+            Harvest::Nothing => {
+                return Ok(Harvested {
+                    complete: protocol.log.is_suspended(),
+                    ran: false,
+                });
+            }
+            Harvest::Receive => {}
+        }
+        let was_suspended = protocol.log.is_suspended();
+        let mut pass = Pass::new(protocol.tracked);
+        let suspended = loop {
+            let taken = self.take_report(&mut protocol)?;
+            self.note(|status| {
+                status.dirty_bytes = status.dirty_bytes.wrapping_add(taken.bytes);
+            });
+            match pass.report(taken.ends, taken.bytes, taken.more, taken.suspended) {
+                Next::Again => {}
+                Next::Enough | Next::Complete => break taken.suspended,
+                Next::Nonsense => {
+                    self.lose_log(&mut protocol, "the card reports more than there can be");
+                    return Err(EIO);
+                }
+            }
+        };
+        self.note(|status| status.harvests = status.harvests.wrapping_add(1));
+        // The card knows better than we do: somebody else may have reset the function.
+        if suspended && !was_suspended {
+            protocol.log.suspend();
+            self.show(&protocol);
+        } else if was_suspended && !suspended {
+            self.runs(&mut protocol);
+        }
+        Ok(Harvested {
+            complete: suspended,
+            ran: was_suspended && !suspended,
+        })
+    }
+
+    /// Sends one Track Receive and keeps what it reports. After an error the log is lost.
+    fn take_report(&self, protocol: &mut Protocol) -> Result<Taken> {
+        let size = self.card().transfer();
+        let command = TrackReceive {
+            controller: self.controller(),
+            // CAST: widens.
+            dwords: (size / 4) as u64,
+        };
+        let data = Data::Receive(size);
+        if protocol.buffer.len() < size && protocol.buffer.resize(size, 0, GFP_KERNEL).is_err() {
+            // Nothing was asked for yet, so nothing is lost.
+            return Err(ENOMEM);
+        }
+        let answer = self
+            .card()
+            .operate(command.to_command(0, 0), data, command_timeout_ms());
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.lose_log(protocol, "the card did not answer Track Receive");
+                return Err(error);
+            }
+        };
+        if let Err(status) = answer.result() {
+            drop(answer);
+            self.card().report("Track Receive", status);
+            self.lose_log(protocol, "the card refused Track Receive");
+            return Err(EIO);
+        }
+        let mut buffer = core::mem::replace(&mut protocol.buffer, KVVec::new());
+        let length = fetch(&mut buffer, size, |offset, to| answer.read(offset, to));
+        drop(answer);
+        let result = length.map_err(|_| "the card is gone").and_then(|length| {
+            let report = buffer.get(..length).unwrap_or(&[]);
+            self.keep(report)
+        });
+        protocol.buffer = buffer;
+        result.map_err(|why| {
+            self.lose_log(protocol, why);
+            EIO
+        })
+    }
+
+    /// Keeps what a report says, or says why it cannot be.
+    fn keep(&self, report: &[u8]) -> Result<Taken, &'static str> {
+        let report = Report::decode(report).map_err(|malformed| malformed.what)?;
+        if report.controller != self.controller() {
+            return Err("the card reports another function");
+        }
+        let mut taken = Taken {
+            ends: None,
+            bytes: 0,
+            more: report.more,
+            suspended: report.suspended,
+        };
+        let mut dirty = self.dirty.lock();
+        for range in report.ranges() {
+            let range = range.map_err(|malformed| malformed.what)?;
+            // Never `None`: `ranges` has checked it.
+            let length = range.bytes(report.granularity).unwrap_or(0);
+            let Some(span) = Span::of_length(range.address, length) else {
+                continue;
+            };
+            dirty.mark(span).map_err(|_| "no memory")?;
+            taken.bytes = taken.bytes.saturating_add(span.bytes());
+            let (first, last) = taken.ends.unwrap_or((span.first(), span.last()));
+            taken.ends = Some((first, last.max(span.last())));
+        }
+        Ok(taken)
+    }
+
+    /// Hands out what was harvested of `span`, ascending, and forgets it, until `dirty` returns
+    /// `false`: that part and the rest stays. Says whether it never did. `EINVAL` no log, `EIO` the
+    /// log is lost.
+    pub(crate) fn log_take(&self, span: Span, dirty: impl FnMut(Span) -> bool) -> Result<bool> {
+        let mut record = self.dirty.lock();
+        if !self.card().is_live() {
+            record.lose();
+        }
+        record.take(span, dirty)
+    }
+
+    /// Takes back what [`Self::log_take`] has handed out and nobody has got.
+    pub(crate) fn log_put_back(&self, span: Span) -> Result {
+        self.dirty.lock().mark(span).map(drop).map_err(|_| ENOMEM)
+    }
+
+    /// Whether everything that was harvested was handed out.
+    pub(crate) fn has_no_dirty(&self) -> bool {
+        self.dirty.lock().is_empty()
+    }
+}
+
+/// Copies a report into `buffer` with `read`, and no more than it says that it has. Returns its
+/// length, at most `size`.
+fn fetch(
+    buffer: &mut [u8],
+    size: usize,
+    read: impl Fn(usize, &mut [u8]) -> Result,
+) -> Result<usize> {
+    /// Number of Tracked Memory Changed Descriptors (NTMCD).
+    const COUNT: usize = 4;
+
+    read(0, buffer.get_mut(..HEADER).ok_or(EIO)?)?;
+    let count = buffer.get(COUNT..).and_then(|rest| rest.first_chunk::<4>());
+    // CAST: widens.
+    let count = u32::from_le_bytes(*count.ok_or(EIO)?) as usize;
+    // A count beyond the buffer is refused by whoever decodes it.
+    let list = count
+        .saturating_mul(DESCRIPTOR)
+        .min(size.saturating_sub(HEADER));
+    let end = HEADER + list;
+    read(HEADER, buffer.get_mut(HEADER..end).ok_or(EIO)?)?;
+    Ok(end)
+}

@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR MIT
+
+//! The log of one function: what its owner wants, what the card does, and what to send it next.
+//!
+//! A card neither starts nor stops tracking while the function is suspended (Track Send: Controller
+//! Suspended, 39h), but the owner may ask for it at any time. So both wait until the function runs
+//! again. What it writes between that moment and the start of the tracking nobody sees; that is why
+//! a log that had to wait begins with everything dirty.
+//!
+//! The machine sends nothing. Whoever drives it does what [`Log::next`] says while there is
+//! something to do, and tells it how that ended.
+
+/// What the card does for the function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tracking {
+    /// Nothing.
+    Off,
+    /// The log that is wanted.
+    On,
+    /// Something else: a log that is not wanted any more, or nobody knows.
+    Stale,
+}
+
+/// What the owner wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Nothing,
+    Log {
+        /// It was asked for while the function was suspended.
+        waited: bool,
+    },
+    /// The log was lost, and nobody has stopped it or started it anew.
+    Lost,
+}
+
+/// The log of a function, and whether the function is suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    suspended: bool,
+    tracking: Tracking,
+    wish: Wish,
+    /// A start was refused because the card tracks something already, and it was told to stop.
+    cleared: bool,
+}
+
+/// What to send the card.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing, now.
+    Nothing,
+    /// Track Send, stop. Then [`Log::stopped`].
+    Stop,
+    /// Track Send, start. Then [`Log::started`].
+    Start,
+}
+
+/// How a Track Send ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The card did it.
+    Done,
+    /// Controller Suspended.
+    Suspended,
+    /// Invalid Controller Identifier: of a stop, nothing is tracked; of a start, something is.
+    WrongTarget,
+    /// Anything else.
+    Failed,
+}
+
+/// What a harvest has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harvest {
+    /// There is no log.
+    NoLog,
+    /// It is lost.
+    Lost,
+    /// The log waits for the function to run: nothing was written since it was asked for.
+    Nothing,
+    /// Ask the card.
+    Receive,
+}
+
+impl Log {
+    /// Of a function that runs and is not tracked, as far as is known.
+    pub const fn new() -> Self {
+        Self {
+            suspended: false,
+            tracking: Tracking::Off,
+            wish: Wish::Nothing,
+            cleared: false,
+        }
+    }
+
+    /// Whether the function is suspended.
+    pub const fn is_suspended(&self) -> bool {
+        self.suspended
+    }
+
+    /// Whether there is a log, lost ones included.
+    pub const fn is_wanted(&self) -> bool {
+        !matches!(self.wish, Wish::Nothing)
+    }
+
+    /// Whether there is a log that is lost.
+    pub const fn is_lost(&self) -> bool {
+        matches!(self.wish, Wish::Lost)
+    }
+
+    /// Whether the card tracks what is wanted.
+    pub const fn is_tracked(&self) -> bool {
+        matches!(self.tracking, Tracking::On)
+    }
+
+    /// Whether the log was promised while the function was suspended.
+    pub const fn has_waited(&self) -> bool {
+        matches!(self.wish, Wish::Log { waited: true })
+    }
+
+    /// Whether the card may hold descriptors for the function.
+    pub const fn holds_descriptors(&self) -> bool {
+        !matches!(self.tracking, Tracking::Off)
+    }
+
+    /// The card confirmed that the function is suspended.
+    pub fn suspend(&mut self) {
+        self.suspended = true;
+    }
+
+    /// The function runs: resumed, or reset.
+    pub fn run(&mut self) {
+        self.suspended = false;
+    }
+
+    /// The owner asks for a log. `false` when there is one.
+    #[must_use]
+    pub fn start(&mut self) -> bool {
+        if matches!(self.wish, Wish::Log { .. }) {
+            return false;
+        }
+        self.wish = Wish::Log {
+            waited: self.suspended,
+        };
+        self.outdate();
+        true
+    }
+
+    /// The owner does not want a log any more.
+    pub fn stop(&mut self) {
+        self.wish = Wish::Nothing;
+        self.outdate();
+    }
+
+    /// What was written is not known any more.
+    pub fn lose(&mut self) {
+        if self.is_wanted() {
+            self.wish = Wish::Lost;
+        }
+        self.outdate();
+    }
+
+    /// The card was reset, or is gone: every suspension and every log has ended.
+    pub fn card_lost(&mut self) {
+        self.lose();
+        self.suspended = false;
+        self.tracking = Tracking::Off;
+    }
+
+    /// What to send next.
+    pub const fn next(&self) -> Step {
+        if self.suspended {
+            return Step::Nothing;
+        }
+        match (self.tracking, self.wish) {
+            (Tracking::Stale, _) => Step::Stop,
+            (Tracking::Off, Wish::Log { .. }) => Step::Start,
+            _ => Step::Nothing,
+        }
+    }
+
+    /// How the stop ended. `false` when it failed for good.
+    #[must_use]
+    pub fn stopped(&mut self, sent: Sent) -> bool {
+        match sent {
+            Sent::Done | Sent::WrongTarget => self.tracking = Tracking::Off,
+            Sent::Suspended => self.found_suspended(),
+            Sent::Failed => return false,
+        }
+        true
+    }
+
+    /// How the start ended. `Some(true)`: the log runs, and everything in it is dirty;
+    /// `Some(false)`: no special case. `None`: it failed for good, and the owner has no log, or a
+    /// lost one if it was promised one before.
+    #[must_use]
+    pub fn started(&mut self, sent: Sent) -> Option<bool> {
+        let waited = matches!(self.wish, Wish::Log { waited: true });
+        match sent {
+            Sent::Done => {
+                self.tracking = Tracking::On;
+                self.cleared = false;
+                Some(waited)
+            }
+            Sent::Suspended => {
+                self.found_suspended();
+                Some(false)
+            }
+            Sent::WrongTarget if !self.cleared => {
+                self.cleared = true;
+                self.tracking = Tracking::Stale;
+                Some(false)
+            }
+            Sent::WrongTarget | Sent::Failed => {
+                self.cleared = false;
+                self.wish = if waited { Wish::Lost } else { Wish::Nothing };
+                None
+            }
+        }
+    }
+
+    /// What a harvest has to do.
+    pub const fn harvest(&self) -> Harvest {
+        match (self.wish, self.tracking) {
+            (Wish::Nothing, _) => Harvest::NoLog,
+            (Wish::Lost, _) => Harvest::Lost,
+            (Wish::Log { .. }, Tracking::On) => Harvest::Receive,
+            (Wish::Log { .. }, _) => Harvest::Nothing,
+        }
+    }
+
+    /// The card says that the function is suspended, which was not known.
+    fn found_suspended(&mut self) {
+        self.suspended = true;
+        if let Wish::Log { waited } = &mut self.wish {
+            *waited = true;
+        }
+    }
+
+    fn outdate(&mut self) {
+        if self.tracking == Tracking::On {
+            self.tracking = Tracking::Stale;
+        }
+        self.cleared = false;
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    /// What a card does, and what was written while a log was wanted.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    struct Card {
+        suspended: bool,
+        tracks: bool,
+        /// Something was written since the owner asked for the log, and the card did not see it.
+        unseen: bool,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    enum Event {
+        Suspend,
+        Resume,
+        Reset,
+        Start,
+        Stop,
+        Lose,
+        CardLost,
+    }
+
+    const EVENTS: [Event; 7] = [
+        Event::Suspend,
+        Event::Resume,
+        Event::Reset,
+        Event::Start,
+        Event::Stop,
+        Event::Lose,
+        Event::CardLost,
+    ];
+
+    /// Drives the log until it rests, with a card that answers as it should.
+    fn settle(log: &mut Log, card: &mut Card) {
+        for _ in 0..4 {
+            match log.next() {
+                Step::Nothing => return,
+                Step::Stop => {
+                    assert!(!card.suspended, "would be refused");
+                    let sent = if card.tracks {
+                        Sent::Done
+                    } else {
+                        Sent::WrongTarget
+                    };
+                    card.tracks = false;
+                    assert!(log.stopped(sent));
+                }
+                Step::Start => {
+                    assert!(!card.suspended, "would be refused");
+                    if card.tracks {
+                        assert_eq!(log.started(Sent::WrongTarget), Some(false));
+                        continue;
+                    }
+                    card.tracks = true;
+                    if log.started(Sent::Done) == Some(true) {
+                        // Everything is dirty, so nothing is unseen.
+                        card.unseen = false;
+                    }
+                }
+            }
+        }
+        panic!("does not come to rest: {log:?}");
+    }
+
+    /// A function that runs writes all the time.
+    fn write(log: &Log, card: &mut Card) {
+        if !log.is_wanted() || log.is_lost() {
+            card.unseen = false;
+        } else if !card.suspended && !card.tracks {
+            card.unseen = true;
+        }
+    }
+
+    /// Every order of events: the card tracks what is wanted as soon as it can, and no write is
+    /// unseen by a log that is not lost.
+    #[test]
+    fn no_write_is_lost() {
+        let start = Card {
+            suspended: false,
+            tracks: false,
+            unseen: false,
+        };
+        let mut todo = vec![(Log::new(), start)];
+        let mut seen = HashSet::new();
+        while let Some((log, card)) = todo.pop() {
+            if !seen.insert(format!("{log:?}{card:?}")) {
+                continue;
+            }
+            for event in EVENTS {
+                let (mut log, mut card) = (log, card);
+                match event {
+                    Event::Suspend => {
+                        card.suspended = true;
+                        log.suspend();
+                    }
+                    Event::Resume | Event::Reset => {
+                        card.suspended = false;
+                        write(&log, &mut card);
+                        log.run();
+                    }
+                    Event::Start => {
+                        let had = log.is_wanted() && !log.is_lost();
+                        assert_eq!(log.start(), !had);
+                        if !had {
+                            card.unseen = false;
+                        }
+                    }
+                    Event::Stop => log.stop(),
+                    Event::Lose => log.lose(),
+                    Event::CardLost => {
+                        card = start;
+                        log.card_lost();
+                    }
+                }
+                settle(&mut log, &mut card);
+                write(&log, &mut card);
+                assert!(!card.unseen, "{event:?}: {log:?}");
+                assert_eq!(log.is_suspended(), card.suspended);
+                let wanted = log.is_wanted() && !log.is_lost();
+                if !card.suspended {
+                    assert_eq!(card.tracks, wanted, "{event:?}: {log:?}");
+                    assert_eq!(log.holds_descriptors(), wanted);
+                } else {
+                    assert!(!card.tracks || log.holds_descriptors());
+                }
+                let expected = match (log.is_wanted(), log.is_lost()) {
+                    (false, _) => Harvest::NoLog,
+                    (true, true) => Harvest::Lost,
+                    // A stale log of the card is not the wanted one.
+                    (true, false) if log.is_tracked() => Harvest::Receive,
+                    (true, false) => Harvest::Nothing,
+                };
+                assert_eq!(log.harvest(), expected);
+                todo.push((log, card));
+            }
+        }
+        assert!(seen.len() > 8, "{}", seen.len());
+    }
+
+    #[test]
+    fn a_suspension_that_was_not_known_makes_the_log_wait() {
+        let mut log = Log::new();
+        assert!(log.start());
+        assert_eq!(log.next(), Step::Start);
+        assert_eq!(log.started(Sent::Suspended), Some(false));
+        assert!(log.is_suspended());
+        assert_eq!(
+            (log.next(), log.harvest()),
+            (Step::Nothing, Harvest::Nothing)
+        );
+        log.run();
+        assert_eq!(log.next(), Step::Start);
+        assert_eq!(log.started(Sent::Done), Some(true), "everything is dirty");
+    }
+
+    #[test]
+    fn what_is_tracked_already_is_stopped_once() {
+        let mut log = Log::new();
+        assert!(log.start());
+        assert_eq!(log.started(Sent::WrongTarget), Some(false));
+        assert_eq!(log.next(), Step::Stop);
+        assert!(log.stopped(Sent::Done));
+        assert_eq!(log.next(), Step::Start);
+        assert_eq!(log.started(Sent::WrongTarget), None);
+        assert!(!log.is_wanted(), "it was never promised");
+        assert_eq!(log.next(), Step::Nothing);
+    }
+
+    #[test]
+    fn a_promised_log_that_cannot_start_is_lost() {
+        let mut log = Log::new();
+        log.suspend();
+        assert!(log.start());
+        log.run();
+        assert_eq!(log.started(Sent::Failed), None);
+        assert_eq!(log.harvest(), Harvest::Lost);
+        assert!(log.start(), "start helps");
+        assert_eq!(log.started(Sent::Done), Some(false));
+        assert!(!log.start());
+    }
+
+    #[test]
+    fn a_stop_that_fails_is_tried_again() {
+        let mut log = Log::new();
+        assert!(log.start());
+        assert_eq!(log.started(Sent::Done), Some(false));
+        log.stop();
+        assert_eq!(log.next(), Step::Stop);
+        assert!(!log.stopped(Sent::Failed));
+        assert!(log.holds_descriptors());
+        assert_eq!(log.next(), Step::Stop);
+    }
+}
