@@ -138,3 +138,51 @@ fn holds(range: Range, page: u64) -> bool {
 fn first<T>(pages: &[T]) -> &[T] {
     &pages[..pages.len().min(8)]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::log::range;
+    use super::*;
+
+    const RANGE: Range = range(0x10_0000, 0x10_0000);
+
+    fn ledger(granule: u64, pending: &[u64]) -> Ledger {
+        Ledger {
+            tracked: vec![RANGE],
+            granule,
+            pending: pending.iter().copied().collect(),
+            allowed: Pages::new(),
+        }
+    }
+
+    fn verdict(granule: u64, pending: &[u64], reported: &[u64]) -> Result<()> {
+        ledger(granule, pending).compare(RANGE, &reported.iter().copied().collect())
+    }
+
+    #[test]
+    fn what_was_written_is_to_be_reported_and_nothing_else() {
+        verdict(PAGE, &[0x10_1000, 0x10_3000], &[0x10_1000, 0x10_3000]).unwrap();
+        assert!(verdict(PAGE, &[0x10_1000, 0x10_3000], &[0x10_1000]).is_err());
+        assert!(verdict(PAGE, &[0x10_1000], &[0x10_1000, 0x10_2000]).is_err());
+        assert!(verdict(PAGE, &[], &[0x10_2000]).is_err());
+    }
+
+    #[test]
+    fn a_granule_may_be_reported_as_a_whole() {
+        let whole: Vec<u64> = range(0x10_4000, 0x4000).pages().collect();
+        verdict(0x4000, &[0x10_5000], &whole).unwrap();
+        verdict(0x4000, &[0x10_5000], &[0x10_5000]).unwrap();
+        assert!(verdict(0x4000, &[0x10_5000], &[0x10_5000, 0x10_9000]).is_err());
+        assert!(verdict(0x4000, &[0x10_5000], &[0x10_4000]).is_err());
+    }
+
+    #[test]
+    fn a_report_of_a_part_leaves_the_rest() {
+        let mut ledger = ledger(PAGE, &[0x10_1000, 0x10_8000]);
+        let part = range(0x10_0000, 0x4000);
+        ledger.compare(part, &Pages::from([0x10_1000])).unwrap();
+        assert_eq!(ledger.pending(), 1);
+        ledger.compare(RANGE, &Pages::from([0x10_8000])).unwrap();
+        assert!(ledger.compare(RANGE, &Pages::from([0x10_8000])).is_err());
+    }
+}

@@ -162,6 +162,11 @@ impl DataFile {
         Ok(fds[0].revents())
     }
 
+    /// Moves to its start, which no data file can.
+    pub fn seek(&self) -> Result<u64> {
+        rustix::fs::seek(&self.0, rustix::fs::SeekFrom::Start(0))
+    }
+
     /// VFIO_MIG_GET_PRECOPY_INFO.
     pub fn precopy_info(&self) -> Result<PrecopyInfo> {
         self.precopy_info_with(24, 0)

@@ -15,6 +15,7 @@
 //! | [`log`] | DMA logging: start, stop, reports |
 //! | [`exact`] | a log beside what was written |
 //! | [`nvme`] | a polling NVMe driver that knows which pages its function wrote |
+//! | [`stream`] | migration streams, taken apart and put together |
 //! | [`walk`] | ways through the states with a function that runs |
 //! | [`rig`] | what the programs share: options, functions, a device that runs |
 //!
@@ -31,5 +32,6 @@ pub mod migration;
 pub mod nvme;
 pub mod rig;
 pub mod space;
+pub mod stream;
 mod sys;
 pub mod walk;

@@ -109,6 +109,22 @@ pub fn with_nvme(
     test(&mut Nvme::start(device, &setup.dma, wish)?)
 }
 
+/// Opens two functions in one address space, starts the first, and lets `test` have both.
+pub fn with_pair(
+    driver: &str,
+    addresses: [&str; 2],
+    access: Access,
+    wish: Wish,
+    test: impl FnOnce(&mut Nvme<'_>, Device) -> Outcome,
+) -> Outcome {
+    let [first, second] = addresses.map(function);
+    let setup = open(driver, &[&first, &second], access)?;
+    let mut devices = setup.devices.into_iter();
+    let first = devices.next().context("two devices")?;
+    let second = devices.next().context("two devices")?;
+    test(&mut Nvme::start(first, &setup.dma, wish)?, second)
+}
+
 /// What the tests write to page `page` of namespace 1: every dword says where it belongs.
 pub fn content(page: u64, generation: u32) -> Vec<u8> {
     // CAST: pages of a small namespace, dwords of a page.
