@@ -339,7 +339,8 @@ impl Card {
         let formats = Formats::decode(&page).map_err(|malformed| {
             self.warn(fmt!(
                 "list of state formats: {} at byte {}",
-                malformed.what, malformed.offset,
+                malformed.what,
+                malformed.offset,
             ));
             EIO
         })?;
