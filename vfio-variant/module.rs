@@ -12,6 +12,17 @@ use kernel::prelude::*;
 #[allow(dead_code, unused_imports, unused_macros)]
 mod common;
 
+#[path = "../kmod-common/stream/lib.rs"]
+// As above, and attributes of a crate root mean nothing here.
+#[allow(dead_code, unreachable_pub, unused_attributes)]
+mod stream;
+
+#[path = "logic/lib.rs"]
+#[allow(dead_code, unreachable_pub, unused_attributes)]
+mod logic;
+
+#[path = "backend.rs"]
+mod backend;
 #[path = "driver/mod.rs"]
 mod driver;
 #[path = "vfio/mod.rs"]
@@ -29,6 +40,7 @@ impl kernel::InPlaceModule for Front {
         try_pin_init!(Self {
             _: {
                 common::layout::check(vfio::sys::LAYOUT)?;
+                common::layout::check(backend::LAYOUT)?;
             },
             driver <- vfio::pci::Registration::new(module),
         })

@@ -54,6 +54,12 @@ impl Completion {
         unsafe { bindings::complete(self.inner.get()) }
     }
 
+    /// Waits, uninterruptibly, for [`Self::complete`]. For what is certain to come. Sleeps.
+    pub(crate) fn wait(&self) {
+        // SAFETY: initialised by the type invariant.
+        unsafe { bindings::wait_for_completion(self.inner.get()) }
+    }
+
     /// Waits, uninterruptibly, for [`Self::complete`] or until `limit` is over; says whether it
     /// was completed. Sleeps.
     pub(crate) fn wait_timeout(&self, limit: Jiffies) -> bool {

@@ -8,6 +8,7 @@
 //! for the length of a call.
 
 use super::{
+    log, migration,
     pci::{Features, Operations},
     sys,
 };
@@ -21,7 +22,7 @@ use kernel::{bindings, error::to_result, pci::Device as PciDevice, prelude::*, t
 /// `core` is a `struct vfio_pci_core_device` that `vfio_pci_core_init_dev` has initialised, `data`
 /// is initialised and pinned.
 #[repr(C)]
-pub(crate) struct Device<T: Operations> {
+pub(crate) struct Device<T> {
     // First, because the core allocates and frees by a pointer to it.
     core: Opaque<sys::vfio_pci_core_device>,
     data: Opaque<T>,
@@ -29,7 +30,7 @@ pub(crate) struct Device<T: Operations> {
 
 const _: () = assert!(offset_of!(sys::vfio_pci_core_device, vdev) == 0);
 
-impl<T: Operations> Deref for Device<T> {
+impl<T> Deref for Device<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
@@ -38,7 +39,7 @@ impl<T: Operations> Deref for Device<T> {
     }
 }
 
-impl<T: Operations> Device<T> {
+impl<T> Device<T> {
     /// The core's callbacks give it like this.
     ///
     /// # Safety
@@ -77,6 +78,20 @@ impl<T: Operations> Device<T> {
         Ok(value)
     }
 
+    /// Vectors of its MSI-X capability, 0 when there is none. As for [`Self::read32`].
+    pub(crate) fn msix_vectors(&self) -> u32 {
+        // SAFETY: the core device is initialised by the type invariant; enabling sets the fields,
+        // which are constant until it is enabled again.
+        let (bar, bytes) = unsafe { ((*self.core()).msix_bar, (*self.core()).msix_size) };
+        match bar {
+            // The core's mark for "none".
+            0xff => 0,
+            _ => u32::from(bytes) / 16,
+        }
+    }
+}
+
+impl<T: Operations> Device<T> {
     /// Makes the driver's part of a new device.
     ///
     /// # Safety
@@ -135,12 +150,21 @@ impl<T: Operations> Device<T> {
     /// ioctl runs beside.
     pub(super) unsafe fn offer(&self, features: Features) {
         let vdev = self.vdev();
+        let (flags, migration): (_, *const _) = match features.migration {
+            true => (migration::FLAGS, &migration::Table::<T>::OPS),
+            false => (0, core::ptr::null()),
+        };
+        // A kernel without IOMMUFD_DRIVER has no bitmaps, so it could start a log and never report
+        // it, which is worse than none: the user would take everything for clean.
+        let log: *const sys::vfio_log_ops = match features.log && cfg!(CONFIG_IOMMUFD_DRIVER) {
+            true => &log::Table::<T>::OPS,
+            false => core::ptr::null(),
+        };
         // SAFETY: the caller's promise.
         unsafe {
-            (*vdev).migration_flags = 0;
-            (*vdev).mig_ops = core::ptr::null();
-            (*vdev).log_ops = core::ptr::null();
+            (*vdev).migration_flags = flags;
+            (*vdev).mig_ops = migration;
+            (*vdev).log_ops = log;
         }
-        let _ = features;
     }
 }

@@ -7,8 +7,13 @@
 //! implements [`pci::Operations`], [`migration::Operations`] and [`log::Operations`] for the type
 //! that holds its state, and never sees a raw pointer. Must never know a device or a protocol.
 
+pub(crate) mod data_file;
 mod device;
+mod iova_bitmap;
+pub(crate) mod log;
+pub(crate) mod migration;
 pub(crate) mod pci;
 pub(crate) mod sys;
 
 pub(crate) use device::Device;
+pub(crate) use iova_bitmap::IovaBitmap;

@@ -7,7 +7,7 @@
 //! driver core holds the device lock over probe and unbind, the VFIO core its device set's lock
 //! over open and close; unbind waits until the device is closed.
 
-use super::{device::Device, sys};
+use super::{device::Device, log, migration, sys};
 use core::{marker::PhantomData, mem::size_of};
 use kernel::{
     bindings,
@@ -57,7 +57,9 @@ pub(crate) struct Features {
 
 /// What a variant driver does beyond plain VFIO. The implementing type is the driver's state of
 /// one device.
-pub(crate) trait Operations: Sized + Send + Sync + 'static {
+pub(crate) trait Operations:
+    migration::Operations + log::Operations + Send + Sync + 'static
+{
     /// Name of the driver.
     const NAME: &'static CStr;
 

@@ -9,6 +9,7 @@
 #include <linux/vfio.h>
 #include <linux/vfio_pci_core.h>
 
+#include "migdirty_backend.h"
 #include "zs_helpers.h"
 
 void zs_vfio_put_device(struct vfio_device *vdev);
@@ -65,6 +66,8 @@ const struct zs_layout_entry zs_layout_table[] = {
 	ZS_OFFSET(struct vfio_pci_core_device, pdev),
 	ZS_OFFSET(struct vfio_pci_core_device, pci_ops),
 	ZS_OFFSET(struct vfio_pci_core_device, memory_lock),
+	ZS_OFFSET(struct vfio_pci_core_device, msix_bar),
+	ZS_OFFSET(struct vfio_pci_core_device, msix_size),
 	ZS_SIZE(struct vfio_pci_device_ops),
 	ZS_SIZE(struct interval_tree_node),
 	ZS_OFFSET(struct interval_tree_node, start),
@@ -94,5 +97,24 @@ const struct zs_layout_entry zs_layout_table[] = {
 	ZS_OFFSET(struct pci_driver, remove),
 	ZS_OFFSET(struct pci_driver, err_handler),
 	ZS_OFFSET(struct pci_driver, driver_managed_dma),
+	ZS_SIZE(struct migdirty_events),
+	ZS_SIZE(struct migdirty_range),
+	ZS_OFFSET(struct migdirty_range, length),
+	ZS_SIZE(struct migdirty_format),
+	ZS_OFFSET(struct migdirty_format, uuid),
+	ZS_SIZE(struct migdirty_request),
+	ZS_OFFSET(struct migdirty_request, function),
+	ZS_OFFSET(struct migdirty_request, data),
+	ZS_OFFSET(struct migdirty_request, size),
+	ZS_OFFSET(struct migdirty_request, granule),
+	ZS_OFFSET(struct migdirty_request, format),
+	ZS_OFFSET(struct migdirty_request, operation),
+	ZS_OFFSET(struct migdirty_request, result),
+	ZS_SIZE(struct migdirty_batch),
+	ZS_OFFSET(struct migdirty_batch, requests),
+	ZS_OFFSET(struct migdirty_batch, count),
+	ZS_OFFSET(struct migdirty_batch, pending),
+	ZS_OFFSET(struct migdirty_batch, complete),
+	ZS_OFFSET(struct migdirty_batch, context),
 	ZS_LAYOUT_END
 };
