@@ -56,6 +56,44 @@ pub fn ioctl_on(file: impl AsFd, number: u32, buffer: &mut [u8]) -> Result<()> {
     unsafe { ioctl_at(file, number, argument) }
 }
 
+/// A structure of an ioctl: integers only, so any bytes are one.
+///
+/// # Safety
+///
+/// No padding, and every pattern of bits is a value.
+pub unsafe trait Plain {}
+
+macro_rules! plain {
+    ($($name:ty)*) => {
+        // SAFETY: integers and arrays of them; `migdirty.h` and its test say that nothing is between.
+        $(unsafe impl Plain for $name {})*
+    };
+}
+
+plain!(migdirty_uapi::MigdirtyFunctionInfo migdirty_uapi::MigdirtyTarget
+    migdirty_uapi::MigdirtyLogStart migdirty_uapi::MigdirtyLogSync migdirty_uapi::MigdirtyState
+    migdirty_uapi::MigdirtyIdentity migdirty_uapi::MigdirtyRange);
+
+/// An ioctl on a structure, which may point to more: see [`ioctl_on`].
+pub fn ioctl_with<T: Plain>(file: impl AsFd, number: u32, argument: &mut T) -> Result<()> {
+    let argument = ptr::from_mut(argument).expose_provenance();
+    // SAFETY: borrowed for writing, and any bytes are a value; what lies behind it, and what it
+    // points to, is the module's promise, which is what is being tested.
+    unsafe { ioctl_at(file, number, argument) }
+}
+
+/// The address of memory, for a structure of an ioctl to point to.
+pub fn address_of<T: Plain>(slice: &mut [T]) -> u64 {
+    // CAST: an address.
+    slice.as_mut_ptr().expose_provenance() as u64
+}
+
+/// The address of bytes, for a structure of an ioctl to point to.
+pub fn address_of_bytes(slice: &mut [u8]) -> u64 {
+    // CAST: an address.
+    slice.as_mut_ptr().expose_provenance() as u64
+}
+
 /// Two pages of memory of which the second cannot be touched.
 #[derive(Debug)]
 pub struct Pages {
