@@ -49,6 +49,14 @@ impl Step {
         }
     }
 
+    /// Says a line that stays.
+    pub(crate) fn note(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("    {line}")),
+            None => eprintln!("    {line}"),
+        }
+    }
+
     /// Ends the step well.
     pub(crate) fn done(mut self) {
         self.finish("done");

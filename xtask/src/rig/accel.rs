@@ -63,6 +63,16 @@ impl Accelerator {
             Self::Kvm => "q35,kernel-irqchip=split",
         }
     }
+
+    /// The module that lets a machine under this accelerator run guests itself.
+    pub(crate) fn kvm_module(self) -> Result<&'static str> {
+        Ok(match self {
+            // QEMU's -cpu max has SVM.
+            Self::Tcg => "kvm_amd",
+            Self::Kvm if fs::read_to_string("/proc/cpuinfo")?.contains(" svm ") => "kvm_amd",
+            Self::Kvm => "kvm_intel",
+        })
+    }
 }
 
 fn wish() -> Option<String> {

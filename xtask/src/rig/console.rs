@@ -118,9 +118,8 @@ impl Transcript {
     }
 
     /// Takes one line and keeps it in the log.
-    fn record(&mut self, step: &Step, log: &mut File, line: &str) -> Result<()> {
+    fn record(&mut self, log: &mut File, line: &str) -> Result<()> {
         writeln!(log, "{line}").with_context(|| format!("write {}", self.log.display()))?;
-        step.detail(line);
         self.take(line);
         Ok(())
     }
@@ -265,11 +264,16 @@ impl Lines {
 
 /// Runs an emulator to the end marker or `limit`. Its standard output is one console, its standard
 /// error another: a kernel and programs that shared one would cut each other's lines in two.
-pub(crate) fn run(
-    step: &Step,
+pub(crate) fn run(step: &Step, cmd: Command, log: &Path, limit: Duration) -> Result<Transcript> {
+    watched(cmd, log, limit, &mut |line| step.detail(line))
+}
+
+/// The same; `watch` gets every line as it comes.
+pub(crate) fn watched(
     mut cmd: Command,
     log: &Path,
     limit: Duration,
+    watch: &mut dyn FnMut(&str),
 ) -> Result<Transcript> {
     if let Some(dir) = log.parent() {
         std::fs::create_dir_all(dir)?;
@@ -284,6 +288,10 @@ pub(crate) fn run(
     // The command holds the write ends: without this there is no end of file.
     drop(cmd);
     let mut streams = [out, err];
+    let mut record = |transcript: &mut Transcript, line: &str| {
+        watch(line);
+        transcript.record(&mut file, line)
+    };
     let end = Instant::now() + limit;
     while !transcript.halted && streams.iter().any(|s| !s.ended) {
         let ready = ready(&streams, end)?;
@@ -292,14 +300,14 @@ pub(crate) fn run(
             break;
         }
         for i in ready {
-            streams[i].read(|line| transcript.record(step, &mut file, line))?;
+            streams[i].read(|line| record(&mut transcript, line))?;
         }
     }
     // What was on its way when the end marker came counts too. With the emulator gone, both end.
     drop(running);
     for stream in &mut streams {
         while !stream.ended {
-            stream.read(|line| transcript.record(step, &mut file, line))?;
+            stream.read(|line| record(&mut transcript, line))?;
         }
     }
     Ok(transcript)

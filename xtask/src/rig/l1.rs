@@ -77,6 +77,15 @@ pub(crate) struct Place<'a> {
 impl L1<'_> {
     /// Boots it, runs its jobs, and ends it.
     pub(crate) fn run(&self, place: Place<'_>) -> Result<Transcript> {
+        self.watched(place, &mut |step, line| step.detail(line))
+    }
+
+    /// The same; `watch` gets every line that it prints, as it comes.
+    pub(crate) fn watched(
+        &self,
+        place: Place<'_>,
+        watch: &mut dyn FnMut(&Step, &str),
+    ) -> Result<Transcript> {
         let Place { cache, root, repo } = place;
         let run = cache.run_dir(self.name)?;
         let image = run.path().join("initramfs");
@@ -132,11 +141,11 @@ impl L1<'_> {
             self.name,
             self.kernel.kind.name()
         ));
-        let transcript = console::run(
-            &step,
+        let transcript = console::watched(
             qemu,
             &cache.log(&format!("console-{}", self.name)),
             self.limit,
+            &mut |line| watch(&step, line),
         )?;
         step.done();
         Ok(transcript)

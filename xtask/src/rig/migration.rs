@@ -19,10 +19,12 @@ use super::image::{self, Overlay};
 use super::l1::{command_line, Iommu, L1};
 use crate::kernel::Kind;
 use crate::session::Session;
+use crate::ui::Step;
 use crate::userspace::{self, Programs};
 
-/// Serial number of the card.
-pub(crate) const SERIAL: &str = "ZSMOVE0001";
+/// Serial number of the card, and of another one.
+const SERIAL: &str = "ZSMOVE0001";
+const STRANGE: &str = "ZSMOVE0002";
 /// Pages of 2 MiB: two guests of 512 MiB, and what QEMU's own start needs besides.
 const HUGEPAGES: u32 = 560;
 
@@ -83,13 +85,26 @@ impl Driver {
 }
 
 /// One guest, from its start to its end.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Move<'a> {
+#[derive(Clone, Debug)]
+pub(crate) struct Move {
     /// Name of the job in L1.
-    pub(crate) name: &'a str,
+    pub(crate) name: &'static str,
+    /// What happens in L1 before: a shell script.
+    pub(crate) before: &'static str,
     /// What is asked of `mover` beside the guest.
-    pub(crate) arguments: &'a str,
+    pub(crate) arguments: String,
 }
+
+/// The arguments that give a guest the first function, and wait until its programs have done some rounds.
+pub(crate) const GUEST: &str =
+    "--source $(cat /zs/function1) --workload ring-check=3 --workload fio=1";
+/// The arguments that move it to the second.
+pub(crate) const MOVE: &str = "--migrate --destination $(cat /zs/function2)";
+
+/// Takes the card away from the back end.
+pub(crate) const WITHOUT_BACK_END: &str = "for card in /sys/bus/pci/drivers/migdirty/*:*; do
+  echo ${card##*/} > ${card%/*}/unbind
+done";
 
 /// A run of the rig: one L1, and one guest after another.
 #[derive(Debug)]
@@ -98,12 +113,30 @@ pub(crate) struct Rig<'a> {
     pub(crate) name: &'a str,
     /// The functions' driver.
     pub(crate) driver: Driver,
+    /// L1's kernel.
+    pub(crate) host: Kind,
+    /// L1's IOMMU.
+    pub(crate) iommu: Iommu,
     /// Fault rules of the card.
     pub(crate) faults: &'a [&'a str],
-    /// Whether the back end is there.
-    pub(crate) back_end: bool,
+    /// Whether the second function is one of another card, with a medium of its own.
+    pub(crate) strange: bool,
     /// The guests.
-    pub(crate) moves: &'a [Move<'a>],
+    pub(crate) moves: Vec<Move>,
+}
+
+impl Default for Rig<'_> {
+    fn default() -> Self {
+        Self {
+            name: "migrate",
+            driver: Driver::Zeroshift,
+            host: Kind::Test,
+            iommu: Iommu::Vtd,
+            faults: &[],
+            strange: false,
+            moves: Vec::new(),
+        }
+    }
 }
 
 /// What a run came to.
@@ -111,8 +144,8 @@ pub(crate) struct Rig<'a> {
 pub(crate) struct Ran {
     /// L1's console.
     pub(crate) l1: Transcript,
-    /// Whether the card ended in peace.
-    pub(crate) card: Result<()>,
+    /// Whether its cards ended in peace.
+    pub(crate) cards: Result<()>,
 }
 
 impl Ran {
@@ -121,17 +154,25 @@ impl Ran {
         let job = self.l1.job(name)?;
         Report::parse(job).with_context(|| self.l1.ending())
     }
+
+    /// All that came to a verdict.
+    pub(crate) fn reports(&self) -> impl Iterator<Item = Report> + '_ {
+        self.l1
+            .jobs
+            .iter()
+            .filter_map(|job| Report::parse(job).ok())
+    }
 }
 
 impl Rig<'_> {
-    /// Boots L1 and runs the guests.
-    pub(crate) fn run(&self, session: &Session) -> Result<Ran> {
+    /// Boots L1 and runs the guests. `watch` gets every line that L1 prints, as it comes.
+    pub(crate) fn run(&self, session: &Session, watch: &mut dyn FnMut(&Step, &str)) -> Result<Ran> {
         let place = session.place()?;
-        let host = session.kernel(Kind::Test)?;
+        let host = session.kernel(self.host)?;
         let guest = session.kernel(Kind::Stock)?;
         let programs = userspace::build(session)?;
         let run = session.cache.run_dir("move")?;
-        let card = self.card(session, &programs, run.path())?;
+        let cards = self.cards(session, &programs, run.path())?;
         let l2_image = run.path().join("l2-initramfs");
         let layers = [
             image::base(place.cache, place.root, place.repo, guest, &["nvme"])?,
@@ -153,65 +194,68 @@ impl Rig<'_> {
         let mut load = format!("set -e\necho {HUGEPAGES} > /proc/sys/vm/nr_hugepages\n");
         load += &format!("test $(cat /proc/sys/vm/nr_hugepages) = {HUGEPAGES}\n");
         if self.driver == Driver::Zeroshift {
-            let modules = session.modules(Kind::Test)?;
+            let modules = session.modules(self.host)?;
             for name in ["migdirty", "zeroshift_vfio_pci"] {
                 overlay = overlay.file(&format!("/zs/{name}.ko"), modules.path(name)?);
                 load += &format!("insmod /zs/{name}.ko\n");
-            }
-            if !self.back_end {
-                load += "for card in /sys/bus/pci/drivers/migdirty/*:*; do echo ${card##*/} > ${card%/*}/unbind; done\n";
             }
         }
         overlay = overlay
             .job("load", &load)
             .job("bind", &format!("driver={}\n{BIND}", self.driver.name()));
-        for Move { name, arguments } in self.moves {
-            overlay = overlay.job(
+        for each in &self.moves {
+            let Move {
                 name,
-                &format!("exec mover --kernel /l2/vmlinuz --initrd /l2/initrd --append /l2/append {arguments}"),
-            );
+                before,
+                arguments,
+            } = each;
+            let mover = "exec mover --kernel /l2/vmlinuz --initrd /l2/initrd --append /l2/append";
+            overlay = overlay.job(name, &format!("{before}\n{mover} {arguments}"));
+        }
+        if self.driver == Driver::Zeroshift {
+            overlay = overlay.job("unload", "rmmod zeroshift_vfio_pci && rmmod migdirty");
         }
         let l1 = L1 {
             name: self.name,
             kernel: host,
-            iommu: Iommu::Vtd,
-            functions: card.sockets(),
+            iommu: self.iommu,
+            functions: cards.iter().flat_map(Card::sockets).collect(),
             memory_mib: 4096,
-            modules: &[kvm_module()?, "vfio_iommu_type1", "vfio_pci"],
+            modules: &[
+                Accelerator::pick_nested()?.kvm_module()?,
+                "vfio_iommu_type1",
+                "vfio_pci",
+            ],
             nested: true,
             peers: false,
             overlay,
             limit: Duration::from_secs(1800),
         }
-        .run(place)?;
+        .watched(place, watch)?;
         Ok(Ran {
             l1,
-            card: card.stop(),
+            cards: cards.into_iter().try_for_each(Card::stop),
         })
     }
 
-    fn card(&self, session: &Session, programs: &Programs, dir: &Path) -> Result<Card> {
-        let mut options: Vec<String> = ["--namespace", "memory=16M", "--functions", "2"]
+    fn cards(&self, session: &Session, programs: &Programs, dir: &Path) -> Result<Vec<Card>> {
+        let (serials, functions) = match self.strange {
+            false => ([SERIAL].as_slice(), "2"),
+            true => ([SERIAL, STRANGE].as_slice(), "1"),
+        };
+        let options = ["--namespace", "memory=16M", "--functions", functions];
+        let faults = self.faults.iter().flat_map(|rule| ["--fault", rule]);
+        let options: Vec<String> = options
+            .into_iter()
+            .chain(faults)
             .map(str::to_owned)
-            .to_vec();
-        for rule in self.faults {
-            options.extend(["--fault".to_owned(), (*rule).to_owned()]);
-        }
+            .collect();
         let zerocard = programs.path("zerocard");
-        Card::start(&session.cache, &zerocard, dir, SERIAL, &options)
+        serials
+            .iter()
+            .map(|serial| Card::start(&session.cache, &zerocard, dir, serial, &options))
+            .collect()
     }
-}
-
-/// The module that lets L1 run guests.
-fn kvm_module() -> Result<&'static str> {
-    Ok(match Accelerator::pick_nested()? {
-        // QEMU's -cpu max has SVM.
-        Accelerator::Tcg => "kvm_amd",
-        Accelerator::Kvm if std::fs::read_to_string("/proc/cpuinfo")?.contains(" svm ") => {
-            "kvm_amd"
-        }
-        Accelerator::Kvm => "kvm_intel",
-    })
 }
 
 /// An event of `mover`, when `line` is one.
@@ -251,6 +295,48 @@ impl Report {
             bail!("{}", self.verdict["why"]);
         }
         Ok(())
+    }
+
+    /// How it went, for people: a line for each thing.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let number = |of: &Value, key: &str| of[key].as_u64().unwrap_or_default();
+        let mut lines = Vec::new();
+        let migration = &self.verdict["migration"];
+        if let Some(said) = migration["refused"].as_str() {
+            lines.push(format!("{:<12}{said}", "refused"));
+        } else if migration.is_object() {
+            lines.push(format!(
+                "{:<12}{} ms, {} passes over memory, {} KiB of memory, {} bytes of the function",
+                "the move",
+                number(migration, "total_ms"),
+                number(migration, "passes"),
+                number(migration, "ram_bytes") >> 10,
+                number(migration, "device_bytes")
+            ));
+            lines.push(format!(
+                "{:<12}{} ms",
+                "the stop",
+                number(migration, "downtime_ms")
+            ));
+        }
+        for (name, workload) in self.verdict["workloads"].as_object().into_iter().flatten() {
+            let summary = &workload["summary"];
+            let mut line = format!(
+                "{name:<12}{} rounds, up to {} I/Os per second",
+                number(workload, "rounds"),
+                number(workload, "best_iops")
+            );
+            if summary["checked"].is_u64() {
+                line += &format!(
+                    "; {} pages checked, {} stale, {} misread",
+                    number(summary, "checked"),
+                    number(summary, "stale"),
+                    number(summary, "misread")
+                );
+            }
+            lines.push(line);
+        }
+        lines
     }
 
     /// The first `event`.

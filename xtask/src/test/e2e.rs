@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Level `e2e`: a guest in a host. The demo shows the same run.
+//! Level `e2e`: a guest in a host.
 //!
 //! L1 is the test kernel with an emulated VT-d and two cards. The first card is driven by `migdirty` in L1. The
 //! second is passed through, by the kernel's own vfio-pci and stock QEMU, to L2, which runs Debian's stock kernel.
@@ -24,11 +24,11 @@ const HOST_SERIAL: &str = "ZSHOST0001";
 const GUEST_SERIAL: &str = "ZSGUEST001";
 
 /// What the run came to.
-pub(crate) struct Nested {
+struct Nested {
     /// L1's console.
-    pub(crate) l1: Transcript,
+    l1: Transcript,
     /// Lines of L2's console.
-    pub(crate) l2: Vec<String>,
+    l2: Vec<String>,
     /// Whether the cards ended in peace.
     cards: Result<()>,
 }
@@ -44,7 +44,7 @@ impl Nested {
     }
 
     /// What the job `name` printed in L2, when it ended with success.
-    pub(crate) fn guest_job(&self, name: &str) -> Result<Job> {
+    fn guest_job(&self, name: &str) -> Result<Job> {
         let from = self
             .l2
             .iter()
@@ -95,7 +95,7 @@ wait
 exit $status"#;
 
 /// Boots L1 and, in it, L2.
-pub(crate) fn nested(session: &Session) -> Result<Nested> {
+fn nested(session: &Session) -> Result<Nested> {
     let place = session.place()?;
     let (host, guest) = (session.kernel(Kind::Test)?, session.kernel(Kind::Stock)?);
     let (host_modules, guest_modules) =
@@ -135,14 +135,7 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
     let append = run.path().join("l2-append");
     std::fs::write(&append, command_line("zs.poweroff"))?;
 
-    let kvm = match Accelerator::pick_nested()? {
-        // QEMU's -cpu max has SVM.
-        Accelerator::Tcg => "kvm_amd",
-        Accelerator::Kvm if std::fs::read_to_string("/proc/cpuinfo")?.contains(" svm ") => {
-            "kvm_amd"
-        }
-        Accelerator::Kvm => "kvm_intel",
-    };
+    let kvm = Accelerator::pick_nested()?.kvm_module()?;
     let functions: Vec<PathBuf> = vec![
         host_card.socket("admin")?.into(),
         guest_card.socket("admin")?.into(),
@@ -182,7 +175,7 @@ pub(crate) fn nested(session: &Session) -> Result<Nested> {
 }
 
 /// Everything that the run has to show, each with its name.
-pub(crate) fn judge(run: &mut Nested) -> Vec<(&'static str, Result<()>)> {
+fn judge(run: &mut Nested) -> Vec<(&'static str, Result<()>)> {
     let cards = std::mem::replace(&mut run.cards, Ok(()));
     let listed = |job: Result<&Job>, serial| job.and_then(|j| hosts::card_is_listed(j, serial));
     let guest_list = run.guest_job("list");

@@ -5,34 +5,35 @@
 use anyhow::{anyhow, ensure, Error, Result};
 
 use super::{succeeded, Results};
-use crate::rig::migration::{Driver, Move, Ran, Report, Rig};
+use crate::kernel::Kind;
+use crate::rig::l1::Iommu;
+use crate::rig::migration::{event, Driver, Move, Ran, Report, Rig, GUEST, MOVE, WITHOUT_BACK_END};
 use crate::session::Session;
+use crate::ui::Step;
 
-/// What every guest is asked for.
-const WORK: &str = "--source $(cat /zs/function1) --workload ring-check=3 --workload fio=1";
+/// What QEMU says of a VFIO device without the migration feature.
+const NO_MIGRATION: &str = "migration is not supported in kernel";
+/// What it says of one without the logging feature, in a host whose IOMMU does not log either.
+const NO_LOG: &str = "VFIO device doesn't support device and IOMMU dirty tracking";
+/// What it says when the destination's function does not take the stream.
+const NOT_LOADED: &str = "load of migration failed";
 
 /// The kernel's own vfio-pci: the guest works, and QEMU refuses to move it.
 pub(super) fn passthrough(session: &Session, results: &mut Results) -> Result<()> {
-    const REFUSAL: &str = "migration is not supported in kernel";
-    let container = format!("{WORK} --expect-refusal '{REFUSAL}'");
-    let iommufd = format!("{WORK} --iommufd");
     let ran = Rig {
         name: "passthrough",
         driver: Driver::VfioPci,
-        faults: &[],
-        back_end: false,
-        moves: &[
-            Move {
-                name: "container",
-                arguments: &container,
-            },
+        moves: vec![
+            refusal("container", "", NO_MIGRATION),
             Move {
                 name: "iommufd",
-                arguments: &iommufd,
+                before: "",
+                arguments: format!("{GUEST} --iommufd"),
             },
         ],
+        ..Rig::default()
     }
-    .run(session)?;
+    .run(session, &mut show)?;
     common(&ran, results);
     let report = ran.report("container");
     let copy = |e: &Error| anyhow!("{e:#}");
@@ -45,24 +46,240 @@ pub(super) fn passthrough(session: &Session, results: &mut Results) -> Result<()
         report
             .as_ref()
             .map_err(copy)
-            .and_then(|r| refused(r, REFUSAL)),
+            .and_then(|r| refused(r, NO_MIGRATION)),
     );
     results.check(
         "the same function with iommufd",
         ran.report("iommufd").and_then(|r| worked(&r)),
     );
-    results.check("the card ends in peace", ran.card);
+    results.check("the cards end in peace", ran.cards);
     Ok(())
 }
 
-/// What every run has to show.
-fn common(ran: &Ran, results: &mut Results) {
+/// The main job, and what is refused without the back end.
+pub(super) fn migrate(session: &Session, results: &mut Results) -> Result<()> {
+    let ran = Rig {
+        moves: vec![
+            moved("move", "", GUEST),
+            refusal("no-back-end", WITHOUT_BACK_END, NO_MIGRATION),
+        ],
+        ..Rig::default()
+    }
+    .run(session, &mut show)?;
+    common(&ran, results);
+    for (name, outcome) in judge(&ran, "move") {
+        results.check(name, outcome);
+    }
     results.check(
-        "host and guest boot, and neither kernel reports anything",
-        ran.l1.check(),
+        "without the back end, QEMU refuses to move a guest, which goes on",
+        ran.report("no-back-end")
+            .and_then(|r| refused(&r, NO_MIGRATION).and(worked(&r))),
     );
+    results.check("the modules unload", succeeded(&ran.l1, "unload").map(drop));
+    results.check("the cards end in peace", ran.cards);
+    Ok(())
+}
+
+/// The negative control: the card forgets a part of what it wrote, and ring-check has to find out. (fio may, too: a
+/// page that it waits for while the guest is moved can be among them.)
+pub(super) fn forgetful(session: &Session, results: &mut Results) -> Result<()> {
+    const ONLY_RING_CHECK: &str = "--source $(cat /zs/function1) --workload ring-check=3";
+    let ran = Rig {
+        name: "forgetful-card",
+        faults: &["function=nvme1,forget=16"],
+        moves: vec![moved("move", "", ONLY_RING_CHECK)],
+        ..Rig::default()
+    }
+    .run(session, &mut show)?;
+    common(&ran, results);
+    results.check(
+        "ring-check finds the pages that a forgetful card leaves behind",
+        ran.report("move").and_then(|r| stale(&r)),
+    );
+    results.check("the cards end in peace", ran.cards);
+    Ok(())
+}
+
+/// The second function is one of another card: QEMU would take it, so the stream has to be refused.
+pub(super) fn stranger(session: &Session, results: &mut Results) -> Result<()> {
+    let mut there = refusal("stranger", "", NOT_LOADED);
+    there.arguments += " --destination $(cat /zs/function2)";
+    let ran = Rig {
+        name: "strange-card",
+        strange: true,
+        moves: vec![there],
+        ..Rig::default()
+    }
+    .run(session, &mut show)?;
+    common(&ran, results);
+    results.check(
+        "a function of another card is refused, and the guest goes on where it was",
+        ran.report("stranger").and_then(|r| worked(&r)),
+    );
+    results.check("the cards end in peace", ran.cards);
+    Ok(())
+}
+
+/// A host whose kernel cannot report what a device wrote: Debian's stock one, without IOMMUFD.
+pub(super) fn stock_host(session: &Session, results: &mut Results) -> Result<()> {
+    let ran = Rig {
+        name: "stock-host",
+        host: Kind::Stock,
+        moves: vec![refusal("no-log", "", NO_LOG)],
+        ..Rig::default()
+    }
+    .run(session, &mut show)?;
+    common(&ran, results);
+    results.check(
+        "without a dirty log, QEMU refuses to move a guest, which goes on",
+        ran.report("no-log")
+            .and_then(|r| refused(&r, NO_LOG).and(worked(&r))),
+    );
+    results.check("the modules unload", succeeded(&ran.l1, "unload").map(drop));
+    results.check("the cards end in peace", ran.cards);
+    Ok(())
+}
+
+/// Both ways to the IOMMU, behind both IOMMUs, there and back.
+pub(super) fn matrix(session: &Session, results: &mut Results) -> Result<()> {
+    for (name, iommu) in [
+        ("migrate-vtd", Iommu::Vtd),
+        ("migrate-amd-vi", Iommu::AmdVi),
+    ] {
+        let iommufd = format!("{GUEST} --iommufd");
+        let back = "--source $(cat /zs/function2) --destination $(cat /zs/function1) --migrate \
+            --workload ring-check=3 --workload fio=1";
+        let ran = Rig {
+            name,
+            iommu,
+            moves: vec![
+                moved("container", "", GUEST),
+                Move {
+                    name: "back",
+                    before: "",
+                    arguments: back.to_owned(),
+                },
+                moved("iommufd", "", &iommufd),
+            ],
+            ..Rig::default()
+        }
+        .run(session, &mut show)?;
+        common(&ran, results);
+        for each in ["container", "back", "iommufd"] {
+            for (what, outcome) in judge(&ran, each) {
+                results.check(&format!("{name}, {each}: {what}"), outcome);
+            }
+        }
+        results.check("the cards end in peace", ran.cards);
+    }
+    Ok(())
+}
+
+/// A guest that is moved.
+pub(crate) fn moved(name: &'static str, before: &'static str, guest: &str) -> Move {
+    Move {
+        name,
+        before,
+        arguments: format!("{guest} {MOVE}"),
+    }
+}
+
+/// A guest that QEMU refuses to move, and says `text`.
+fn refusal(name: &'static str, before: &'static str, text: &str) -> Move {
+    Move {
+        name,
+        before,
+        arguments: format!("{GUEST} --expect-refusal \"{text}\""),
+    }
+}
+
+/// While it runs: what the mover says.
+fn show(step: &Step, line: &str) {
+    match event(line) {
+        Some(event) => step.detail(&event.to_string()),
+        None => step.detail(line),
+    }
+}
+
+/// Everything that a move has to show, each with its name.
+pub(crate) fn judge(ran: &Ran, name: &str) -> Vec<(&'static str, Result<()>)> {
+    let report = ran.report(name);
+    let of = |what: fn(&Report) -> Result<()>| {
+        report.as_ref().map_err(|e| anyhow!("{e:#}")).and_then(what)
+    };
+    vec![
+        ("stock QEMU moves the guest with its function", of(went)),
+        ("no page that the function wrote is stale", of(intact)),
+        (
+            "ring-check and fio work before, and go on after",
+            of(worked),
+        ),
+        ("the function was busy while it was moved", of(busy)),
+    ]
+}
+
+/// Whether the move completed, with the function's state in it.
+fn went(report: &Report) -> Result<()> {
+    let migration = &report.verdict["migration"];
+    let number = |key: &str| migration[key].as_u64().unwrap_or_default();
+    ensure!(
+        number("device_bytes") > 0 && number("passes") > 0,
+        "the migration carried no state of the function: {migration}, {}",
+        report.verdict["why"]
+    );
+    Ok(())
+}
+
+/// Whether the dirty log had something to do.
+fn busy(report: &Report) -> Result<()> {
+    let workload = &report.verdict["workloads"]["ring-check"];
+    ensure!(
+        workload["during"].as_u64() > Some(0),
+        "ring-check ended no round during the move: {workload}"
+    );
+    Ok(())
+}
+
+/// Whether ring-check found every page as the function had written it.
+fn intact(report: &Report) -> Result<()> {
+    let summary = &report.verdict["workloads"]["ring-check"]["summary"];
+    ensure!(
+        summary["stale"] == 0 && summary["misread"] == 0 && summary["moved"] == 0,
+        "ring-check: {summary}"
+    );
+    Ok(())
+}
+
+/// Whether ring-check found pages that were left behind, and nothing else was wrong with the move.
+fn stale(report: &Report) -> Result<()> {
+    went(report)?;
+    let workload = &report.verdict["workloads"]["ring-check"];
+    let count = workload["summary"]["stale"].as_u64().unwrap_or_default();
+    ensure!(count > 0, "ring-check found nothing: {workload}");
+    ensure!(report.verdict["pass"] == false, "that passed");
+    Ok(())
+}
+
+/// What every run has to show around its moves.
+pub(crate) fn frame(ran: &Ran) -> Vec<(&'static str, Result<()>)> {
     let bound = succeeded(&ran.l1, "load").and_then(|_| succeeded(&ran.l1, "bind"));
-    results.check("the functions get their driver", bound.map(drop));
+    vec![
+        (
+            "host and guest boot, and neither kernel reports anything",
+            ran.l1.check(),
+        ),
+        ("the functions get their driver", bound.map(drop)),
+    ]
+}
+
+/// The same as results, and how the moves went for the reader.
+fn common(ran: &Ran, results: &mut Results) {
+    for line in ran.reports().flat_map(|report| report.lines()) {
+        eprintln!("    {line}");
+    }
+    for (name, outcome) in frame(ran) {
+        results.check(name, outcome);
+    }
 }
 
 /// Whether QEMU said `text` when it was asked to move the guest.
@@ -72,22 +289,16 @@ fn refused(report: &Report, text: &str) -> Result<()> {
         .as_str()
         .unwrap_or_default();
     ensure!(said.contains(text), "QEMU said something else: {said}");
-    eprintln!("    {said}");
     Ok(())
 }
 
-/// Whether the guest's programs did something and found nothing wrong. How much they did is shown.
+/// Whether the guest's programs did something and found nothing wrong.
 fn worked(report: &Report) -> Result<()> {
     report.passed()?;
     for name in ["ring-check", "fio"] {
         let workload = &report.verdict["workloads"][name];
         let number = |key: &str| workload[key].as_u64().unwrap_or_default();
         ensure!(number("best_iops") > 0, "{name} did nothing: {workload}");
-        eprintln!(
-            "    {name}: {} rounds, up to {} I/Os per second",
-            number("rounds"),
-            number("best_iops")
-        );
     }
     let checked = &report.verdict["workloads"]["ring-check"]["summary"]["checked"];
     ensure!(checked.as_u64() > Some(0), "ring-check checked nothing");

@@ -8,13 +8,15 @@
 mod broken;
 mod debug;
 mod e2e;
+mod functions;
 mod hosts;
 mod kdir;
 mod killed;
 mod logic;
-mod migrate;
+pub(crate) mod migrate;
 mod peers;
 mod selftests;
+mod tools;
 mod variant;
 mod vmfunc;
 
@@ -28,8 +30,6 @@ use crate::ktap::{self, Counts, Outcome};
 use crate::rig::console::{Job, Transcript};
 use crate::session::Session;
 use crate::ui::human;
-
-pub(crate) use e2e::{judge, nested};
 
 /// What a scenario proves, and what it costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -180,6 +180,12 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         level: Level::Kernel,
+        name: "functions",
+        what: "logs, pauses and states of functions, by /dev/migdirty",
+        run: functions::test_kernel,
+    },
+    Scenario {
+        level: Level::Kernel,
         name: "vfio-plain",
         what: "the layer that judges VFIO drivers, on vfio-pci",
         run: variant::plain,
@@ -189,6 +195,18 @@ const SCENARIOS: &[Scenario] = &[
         name: "vfio-selftests",
         what: "the kernel's own tests of VFIO, on vfio-pci and on ours",
         run: variant::kernel_selftests,
+    },
+    Scenario {
+        level: Level::Kernel,
+        name: "vfio-variant",
+        what: "every arc, the dirty log, resets, streams: our driver, by the VFIO uAPI",
+        run: variant::test_kernel,
+    },
+    Scenario {
+        level: Level::Kernel,
+        name: "tools",
+        what: "everything that zeroshift can do with a function",
+        run: tools::scenario,
     },
     Scenario {
         level: Level::E2e,
@@ -201,6 +219,30 @@ const SCENARIOS: &[Scenario] = &[
         name: "passthrough",
         what: "a stock guest works on a function by vfio-pci, and QEMU refuses to move it",
         run: migrate::passthrough,
+    },
+    Scenario {
+        level: Level::E2e,
+        name: "migrate",
+        what: "the main job: stock QEMU moves a guest with its function; a refusal without the back end",
+        run: migrate::migrate,
+    },
+    Scenario {
+        level: Level::E2e,
+        name: "forgetful-card",
+        what: "negative control: the card forgets dirty pages, and ring-check finds them",
+        run: migrate::forgetful,
+    },
+    Scenario {
+        level: Level::E2e,
+        name: "strange-card",
+        what: "a stream for a function of another card is refused",
+        run: migrate::stranger,
+    },
+    Scenario {
+        level: Level::E2e,
+        name: "stock-host",
+        what: "QEMU refuses where the kernel cannot report dirty pages",
+        run: migrate::stock_host,
     },
     Scenario {
         level: Level::E2e,
@@ -234,9 +276,27 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         level: Level::Debug,
+        name: "functions",
+        what: "logs, pauses and states of functions, and a leak scan, on the debug kernel",
+        run: functions::debug_kernel,
+    },
+    Scenario {
+        level: Level::Debug,
+        name: "vfio-variant",
+        what: "our VFIO driver, and a leak scan, on the debug kernel",
+        run: variant::debug_kernel,
+    },
+    Scenario {
+        level: Level::Debug,
         name: "planted",
         what: "planted bugs are reported and fail a run",
         run: debug::planted,
+    },
+    Scenario {
+        level: Level::Soak,
+        name: "migrate-matrix",
+        what: "moves through container and iommufd, behind VT-d and AMD-Vi, there and back",
+        run: migrate::matrix,
     },
     Scenario {
         level: Level::Soak,
@@ -359,13 +419,4 @@ fn allowed_skips(session: &Session) -> Result<Vec<String>> {
         .filter(|l| !l.is_empty() && !l.starts_with('#'))
         .map(str::to_owned)
         .collect())
-}
-
-/// What a job printed for people: its lines without JSON and kernel messages.
-pub(crate) fn table(job: &Job) -> String {
-    let lines = job
-        .lines
-        .iter()
-        .filter(|l| !l.starts_with('{') && !l.starts_with('['));
-    lines.map(|l| format!("    {l}\n")).collect()
 }

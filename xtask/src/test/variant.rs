@@ -3,11 +3,12 @@
 //! VFIO drivers of a card's functions, judged through the uAPI: plain vfio-pci, which tells that the programs are
 //! right, and ours.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::{selftests, Results};
+use super::{debug, selftests, succeeded, Results};
 use crate::kernel::Kind;
 use crate::rig::card::Card;
 use crate::rig::image::Overlay;
@@ -24,20 +25,27 @@ const VFIO: [&str; 2] = ["vfio_iommu_type1", "vfio_pci"];
 /// Makes `$1`, `$2`, ... of the addresses of all NVMe I/O controllers.
 const FUNCTIONS: &str = "set -- $(cd /sys/bus/pci/devices; for d in *; do [ $(cat $d/class) = 0x010802 ] && echo $d; done)";
 
-/// A card with `functions` functions that share a namespace.
-fn card(session: &Session, dir: &std::path::Path, functions: u32) -> Result<Card> {
+/// A card with `functions` functions that share a namespace, and more options.
+fn card(
+    session: &Session,
+    dir: &Path,
+    serial: &str,
+    functions: u32,
+    more: &[&str],
+) -> Result<Card> {
     let programs = userspace::build(session)?;
     let functions = functions.to_string();
-    let options = ["--namespace", "memory=16M", "--functions", &functions].map(str::to_owned);
+    let options = ["--namespace", "memory=16M", "--functions", &functions];
+    let options: Vec<String> = options.iter().chain(more).map(|o| (*o).into()).collect();
     let program = programs.path("zerocard");
-    Card::start(&session.cache, &program, dir, SERIAL, &options)
+    Card::start(&session.cache, &program, dir, serial, &options)
 }
 
 /// Level `kernel`: the programs' own layer, on vfio-pci.
 pub(super) fn plain(session: &Session, results: &mut Results) -> Result<()> {
     let programs = userspace::build(session)?;
     let run = session.cache.run_dir("card")?;
-    let card = card(session, run.path(), 1)?;
+    let card = card(session, run.path(), SERIAL, 1, &[])?;
     let transcript = L1 {
         name: "vfio-plain",
         kernel: session.kernel(Kind::Test)?,
@@ -62,6 +70,98 @@ pub(super) fn plain(session: &Session, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+/// The programs that judge our driver, and their arguments. `$1` and `$2` are functions of one card, `$3` is one of
+/// another, `$4` one of a card that tracks little; `$admin` is the administrative controller of the first.
+const PROGRAMS: [(&str, &str, &str); 8] = [
+    ("vfio-plain", "vfio-plain", "--migratable --function $1"),
+    ("vfio-states", "vfio-states", "--function $1"),
+    ("vfio-log", "vfio-log", "--function $1"),
+    (
+        "vfio-log-coarse",
+        "vfio-log",
+        "--coarse --access cdev --function $4",
+    ),
+    ("vfio-reset", "vfio-reset", "--function $1"),
+    ("vfio-migrate", "vfio-migrate", "--function $1 --other $2"),
+    (
+        "vfio-stream",
+        "vfio-stream",
+        "--access cdev --function $1 --other $2 --foreign $3",
+    ),
+    (
+        "vfio-lifetime",
+        "vfio-lifetime",
+        "--function $1 --admin $admin --module /zs/zeroshift_vfio_pci.ko",
+    ),
+];
+
+/// Level `kernel`: our driver on the test kernel.
+pub(super) fn test_kernel(session: &Session, results: &mut Results) -> Result<()> {
+    ours(session, results, Kind::Test)
+}
+
+/// Level `debug`: the same on the debug kernel, and a scan for leaks.
+pub(super) fn debug_kernel(session: &Session, results: &mut Results) -> Result<()> {
+    ours(session, results, Kind::Debug)
+}
+
+fn ours(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
+    let programs = userspace::build(session)?;
+    let modules = session.modules(kind)?;
+    let run = session.cache.run_dir("cards")?;
+    let cards = [
+        card(session, run.path(), SERIAL, 2, &[])?,
+        card(session, run.path(), "ZSVFIO0002", 1, &[])?,
+        card(session, run.path(), "ZSVFIO0003", 1, &COARSE)?,
+    ];
+    let mut overlay = Overlay::new();
+    for name in ["migdirty", "zeroshift_vfio_pci"] {
+        overlay = overlay.file(&format!("/zs/{name}.ko"), modules.path(name)?);
+    }
+    overlay = overlay.job("load", LOAD);
+    for (job, program, arguments) in PROGRAMS {
+        let script = format!(
+            "{FUNCTIONS}; admin=$(cd /sys/bus/pci/drivers/migdirty; ls -d 0* | head -n 1)
+{program} --driver zeroshift_vfio_pci {arguments}"
+        );
+        overlay = overlay
+            .file(&format!("/zs/bin/{program}"), &programs.path(program))
+            .job(job, &script);
+    }
+    if kind == Kind::Debug {
+        overlay = overlay.job("leaks", debug::LEAK_SCAN);
+    }
+    let transcript = L1 {
+        name: &format!("{}-variant", kind.name()),
+        kernel: session.kernel(kind)?,
+        iommu: Iommu::Vtd,
+        functions: cards.iter().flat_map(Card::sockets).collect(),
+        memory_mib: 2048,
+        modules: &VFIO,
+        nested: false,
+        peers: false,
+        overlay,
+        limit: Duration::from_secs(1800),
+    }
+    .run(session.place()?)?;
+    results.check("boots, and the kernel reports nothing", transcript.check());
+    results.check("the modules load", succeeded(&transcript, "load").map(drop));
+    for (job, ..) in PROGRAMS {
+        results.ktap(&transcript, job);
+    }
+    if kind == Kind::Debug {
+        results.check("nothing leaks", succeeded(&transcript, "leaks").map(drop));
+    }
+    results.check(
+        "the cards end in peace",
+        cards.into_iter().try_for_each(Card::stop),
+    );
+    Ok(())
+}
+
+/// A card that cannot track much: few ranges, and no small granules.
+const COARSE: [&str; 4] = ["--granules", "64K..2M", "--max-ranges", "4"];
+
 /// The drivers that the kernel's own tests look at.
 const DRIVERS: [&str; 2] = ["vfio-pci", "zeroshift_vfio_pci"];
 
@@ -71,7 +171,7 @@ pub(super) fn kernel_selftests(session: &Session, results: &mut Results) -> Resu
     let modules = session.modules(Kind::Test)?;
     let run = session.cache.run_dir("selftests")?;
     let programs = selftests::build(session, &kernel.tree.dir, run.path())?;
-    let card = card(session, run.path(), 1)?;
+    let card = card(session, run.path(), SERIAL, 1, &[])?;
     let mut overlay = Overlay::new();
     for name in ["migdirty", "zeroshift_vfio_pci"] {
         overlay = overlay.file(&format!("/zs/{name}.ko"), modules.path(name)?);
@@ -101,13 +201,10 @@ pub(super) fn kernel_selftests(session: &Session, results: &mut Results) -> Resu
     }
     .run(session.place()?)?;
     results.check("boots, and the kernel reports nothing", transcript.check());
-    results.check(
-        "the modules load",
-        super::succeeded(&transcript, "load").map(drop),
-    );
+    results.check("the modules load", succeeded(&transcript, "load").map(drop));
     for driver in DRIVERS {
         let job = format!("give-{driver}");
-        results.check(&job, super::succeeded(&transcript, &job).map(drop));
+        results.check(&job, succeeded(&transcript, &job).map(drop));
         for name in selftests::TESTS {
             results.ktap(&transcript, &format!("{driver}-{name}"));
         }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{json, Value};
 
 use crate::events::{guest_line, Events};
 use crate::qemu::PORTS;
@@ -15,10 +15,24 @@ use crate::qemu::PORTS;
 pub(crate) struct Workload {
     /// Rounds that it ended.
     pub(crate) rounds: u64,
+    /// Of these, the ones before a move, and until its end.
+    marks: [Option<u64>; 2],
     /// The best I/Os per second of a round.
     pub(crate) best_iops: u64,
     /// What it said about the whole, at its end.
     pub(crate) summary: Option<Value>,
+}
+
+impl Workload {
+    /// The same for the verdict. `before`, `during` and `after` count rounds around a move.
+    pub(crate) fn json(&self) -> Value {
+        let [before, until] = self.marks;
+        let during = before.zip(until).map(|(before, until)| until - before);
+        json!({
+            "rounds": self.rounds, "before": before, "during": during, "after": until.map(|n| self.rounds - n),
+            "best_iops": self.best_iops, "summary": self.summary,
+        })
+    }
 }
 
 /// See the module.
@@ -67,7 +81,7 @@ impl Guest {
             }
         }
         self.last.push(line.to_owned());
-        if self.last.len() > 12 {
+        if self.last.len() > 6 {
             self.last.remove(0);
         }
     }
@@ -88,7 +102,21 @@ impl Guest {
             "summary" => workload.summary = Some(said.clone()),
             _ => {}
         }
-        events.say("guest", serde_json::json!({"said": said}));
+        events.say("guest", json!({"said": said}));
+    }
+
+    /// It begins to move.
+    pub(crate) fn moves(&mut self) {
+        for workload in self.workloads.values_mut() {
+            workload.marks = [Some(workload.rounds), None];
+        }
+    }
+
+    /// It has moved.
+    pub(crate) fn moved(&mut self) {
+        for workload in self.workloads.values_mut() {
+            workload.marks = [workload.marks[0], Some(workload.rounds)];
+        }
     }
 
     /// Its last lines, for messages.
@@ -116,8 +144,20 @@ mod tests {
             b"{\"workload\":\"x\",\"event\":\"summary\",\"pass\":true}\n",
             &events,
         );
+        guest.moves();
+        guest.hear(
+            1,
+            b"{\"workload\":\"x\",\"event\":\"round\",\"iops\":60}\n",
+            &events,
+        );
+        guest.moved();
         let x = guest.workloads.get("x").unwrap();
-        assert_eq!((x.rounds, x.best_iops), (1, 70));
+        let said = x.json();
+        assert_eq!(
+            (&said["before"], &said["during"], &said["after"]),
+            (&json!(1), &json!(1), &json!(0))
+        );
+        assert_eq!((x.rounds, x.best_iops), (2, 70));
         assert_eq!(x.summary.as_ref().unwrap()["pass"], true);
         guest.hear(1, b"ZS-END work 3\nZS-END more 0\nZS-HALT\n", &events);
         assert_eq!((guest.exit, guest.halted), (Some(3), true));

@@ -32,6 +32,8 @@ pub(crate) struct Run<'a> {
     /// Passes of the migration over memory, as QEMU counts them.
     passes: u64,
     ended: [bool; 2],
+    /// How the move went, or that it was refused.
+    migration: Value,
     /// The guest was told to stop.
     stopping: bool,
 }
@@ -50,59 +52,46 @@ impl<'a> Run<'a> {
             sender,
             passes: 0,
             ended: [false; 2],
+            migration: Value::Null,
             stopping: false,
         }
     }
 
     /// Carries the plan out and says the verdict; true when it is a pass.
     pub(crate) fn run(mut self) -> bool {
-        let outcome = self.carry_out();
-        let mut why = Vec::new();
-        let mut migration = Value::Null;
-        match outcome {
-            Ok(m) => migration = m,
-            Err(e) => {
-                why.push(format!("{e:#}"));
-                why.push(self.guest.ending());
-            }
-        }
-        if why.is_empty() {
-            why = self.complaints();
-        }
+        let why = match self.carry_out() {
+            Ok(()) => self.complaints(),
+            Err(e) => vec![format!("{e:#}"), self.guest.ending()],
+        };
         let workloads: serde_json::Map<String, Value> = self
             .guest
             .workloads
             .iter()
-            .map(|(name, w)| {
-                let value =
-                    json!({"rounds": w.rounds, "best_iops": w.best_iops, "summary": w.summary});
-                (name.clone(), value)
-            })
+            .map(|(name, workload)| (name.clone(), workload.json()))
             .collect();
         let pass = why.is_empty();
         self.events.say(
             "verdict",
-            json!({"pass": pass, "why": why, "migration": migration, "workloads": workloads}),
+            json!({"pass": pass, "why": why, "migration": self.migration, "workloads": workloads}),
         );
         pass
     }
 
-    fn carry_out(&mut self) -> Result<Value> {
+    fn carry_out(&mut self) -> Result<()> {
         let arguments = self.arguments;
         self.phase("boot");
         self.source = Some(self.start(Side::Source)?);
         self.work("before the move")?;
-        let mut migration = Value::Null;
         if let Some(text) = &arguments.expect_refusal {
-            migration = self.refusal(text)?;
+            self.migration = self.refusal(text)?;
             self.work("after the refused move")?;
         } else if arguments.migrate {
-            migration = self.migrate()?;
+            self.migration = self.migrate()?;
             self.work("after the move")?;
         }
         self.stop()?;
         self.phase("end");
-        Ok(migration)
+        Ok(())
     }
 
     /// What is wrong with how the guest ended.
@@ -192,20 +181,18 @@ impl<'a> Run<'a> {
                 last.to_string()
             }
         };
-        let elsewhere = [&self.source, &self.destination]
+        let on_stderr = [&self.source, &self.destination]
             .into_iter()
             .flatten()
-            .any(|qemu| qemu.said(text));
-        if !said.contains(text) && !elsewhere {
-            let mut words = vec![said];
-            for qemu in [&mut self.source, &mut self.destination] {
-                words.extend(qemu.as_mut().map(Qemu::describe));
-            }
-            bail!(
-                "the migration had to fail with {text:?}: {}",
-                words.join("; ")
-            );
-        }
+            .find_map(|qemu| qemu.said(text));
+        let said = match on_stderr {
+            Some(line) => line,
+            None if said.contains(text) => said,
+            None => bail!(
+                "the migration had to fail with {text:?}: {said}; {}",
+                self.words()
+            ),
+        };
         if let Some(destination) = self.destination.take() {
             destination.end();
         }
@@ -215,15 +202,12 @@ impl<'a> Run<'a> {
 
     fn migrate(&mut self) -> Result<Value> {
         self.phase("migration");
+        self.guest.moves();
         self.open_destination()?;
         self.send()?;
         let last = self.follow()?;
         if status(&last) != "completed" {
-            let mut words = vec![last.to_string()];
-            for qemu in [&mut self.source, &mut self.destination] {
-                words.extend(qemu.as_mut().map(Qemu::describe));
-            }
-            bail!("the migration did not complete: {}", words.join("; "));
+            bail!("the migration did not complete: {last}; {}", self.words());
         }
         self.phase("switch");
         self.wait_running()?;
@@ -232,6 +216,7 @@ impl<'a> Run<'a> {
             source.end();
         }
         self.drain()?;
+        self.guest.moved();
         if let Some(destination) = &mut self.destination {
             destination.listen()?;
         }
@@ -244,6 +229,13 @@ impl<'a> Run<'a> {
         });
         self.events.say("moved", outcome.clone());
         Ok(outcome)
+    }
+
+    /// What both QEMUs said last.
+    fn words(&mut self) -> String {
+        let qemus = [&mut self.source, &mut self.destination];
+        let words = qemus.into_iter().flatten().map(Qemu::describe);
+        words.collect::<Vec<_>>().join("; ")
     }
 
     fn open_destination(&mut self) -> Result<()> {

@@ -178,10 +178,10 @@ impl Qemu {
         describe(self.side, status, &said)
     }
 
-    /// Whether it said `text` on its standard error.
-    pub(crate) fn said(&self, text: &str) -> bool {
+    /// The line with `text` that it wrote to its standard error.
+    pub(crate) fn said(&self, text: &str) -> Option<String> {
         let said = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
-        said.iter().any(|line| line.contains(text))
+        said.iter().find(|line| line.contains(text)).cloned()
     }
 
     fn kill(&mut self) {
