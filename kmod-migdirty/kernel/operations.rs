@@ -181,10 +181,9 @@ impl Function {
             return Err(already());
         }
         protocol.wish = wish;
-        let result = self
-            .dirty
-            .lock()
-            .begin(wanted)
+        // On its own, because what follows takes the lock again.
+        let begun = self.dirty.lock().begin(wanted);
+        let result = begun
             .and_then(|()| self.catch_up(&mut protocol))
             .and_then(|()| {
                 // A log that waits has no granule yet; this is the one that it will have if nothing
