@@ -41,6 +41,10 @@ mod common;
 #[allow(dead_code, unreachable_pub, unused_attributes)]
 mod nvme;
 
+#[path = "../kmod-common/stream/lib.rs"]
+#[allow(dead_code, unreachable_pub, unused_attributes)]
+mod stream;
+
 #[path = "logic/lib.rs"]
 #[allow(dead_code, unreachable_pub, unused_attributes)]
 mod logic;

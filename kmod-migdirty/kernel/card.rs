@@ -69,6 +69,9 @@ pub(crate) struct StateFormat {
     pub(crate) uuid: [u8; 16],
 }
 
+/// An Identify data structure.
+pub(crate) type Page = KBox<[u8; identify::SIZE]>;
+
 /// The version of the NVMe Controller State that this module knows.
 pub(crate) const STATE_VERSION: u16 = 0;
 
@@ -258,19 +261,22 @@ impl Card {
     }
 
     /// An Identify data structure, `what` in the log when it is refused (`EIO`).
-    pub(crate) fn identify_page(
-        &self,
-        what: &'static str,
-        command: Command,
-    ) -> Result<KBox<[u8; identify::SIZE]>> {
-        let answer = self.operate(command, Data::Receive(identify::SIZE), command_timeout_ms())?;
-        answer.result().map_err(|status| {
+    pub(crate) fn identify_page(&self, what: &'static str, command: Command) -> Result<Page> {
+        self.try_identify(command)?.map_err(|status| {
             self.report(what, status);
             EIO
-        })?;
+        })
+    }
+
+    /// An Identify data structure, or the status with which it was refused.
+    pub(crate) fn try_identify(&self, command: Command) -> Result<Result<Page, Status>> {
+        let answer = self.operate(command, Data::Receive(identify::SIZE), command_timeout_ms())?;
+        if let Err(status) = answer.result() {
+            return Ok(Err(status));
+        }
         let mut page = zeroed_page()?;
         answer.read(0, &mut page[..])?;
-        Ok(page)
+        Ok(Ok(page))
     }
 
     /// Says in the log that the card refused a command.
@@ -375,7 +381,7 @@ impl Card {
         })
     }
 
-    fn formats(&self) -> Result<KBox<[u8; identify::SIZE]>> {
+    fn formats(&self) -> Result<Page> {
         let command = Command::identify(cns::CONTROLLER_STATE_FORMATS, 0, 0, 0);
         self.identify_page("Identify of controller state formats", command)
     }
@@ -387,6 +393,14 @@ impl Card {
             Printable(&self.described.serial),
             Printable(&self.described.firmware),
         )
+    }
+
+    /// SN, MN, and SUBNQN without its padding, as it said at probe.
+    pub(crate) fn identity(&self) -> (&[u8; 20], &[u8; 40], &[u8]) {
+        let subnqn = &self.described.subnqn;
+        let end = subnqn.iter().position(|byte| *byte == 0);
+        let name = subnqn.get(..end.unwrap_or(subnqn.len())).unwrap_or(&[]);
+        (&self.described.serial, &self.described.model, name)
     }
 
     /// CNTRLTYPE.
@@ -415,7 +429,7 @@ pub(crate) fn check_parameters() -> Result {
 }
 
 /// Sends Identify Controller; `None` when the answer is an error status.
-fn ask(queue: &AdminQueue) -> Result<Option<KBox<[u8; identify::SIZE]>>> {
+fn ask(queue: &AdminQueue) -> Result<Option<Page>> {
     let command = Command::identify(cns::CONTROLLER, 0, 0, 0);
     let data = Data::Receive(identify::SIZE);
     let answer = queue.execute(command, data, Manner::Ask, command_timeout_ms())?;
@@ -429,7 +443,7 @@ fn ask(queue: &AdminQueue) -> Result<Option<KBox<[u8; identify::SIZE]>>> {
 }
 
 /// Zeroed in place: it is too large for the stack.
-fn zeroed_page() -> Result<KBox<[u8; identify::SIZE]>> {
+fn zeroed_page() -> Result<Page> {
     KBox::init(pin_init::init_zeroed(), GFP_KERNEL)
 }
 

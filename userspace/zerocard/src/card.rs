@@ -16,7 +16,7 @@ use crate::control::Limits;
 use crate::faults::{Faults, SharedStage};
 use crate::nvme::admin::{self, Personality, Role};
 use crate::nvme::controller::Controller;
-use crate::nvme::migration::{self, Fleet};
+use crate::nvme::migration::{self, Allocated, Fleet};
 use crate::nvme::namespace::Namespace;
 use crate::options::{FunctionOptions, NamespaceOptions};
 use crate::pci::config::Identity;
@@ -85,7 +85,11 @@ impl Card {
         let limits = Arc::new(migration::Limits::default());
         limits.set(options.limits);
         let role = Role::Administrative {
-            fleet: Arc::new(fleet(&slots, &limits)),
+            fleet: Arc::new(Fleet {
+                functions: managed_by(&slots),
+                namespaces: allocated(options.functions, namespaces),
+                limits: Arc::clone(&limits),
+            }),
         };
         let manager = function(serial, &ids, 0, role, stage(0)?);
         for slot in &slots {
@@ -124,13 +128,27 @@ fn names(functions: &[FunctionOptions]) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn fleet(slots: &[Slot], limits: &Arc<migration::Limits>) -> Fleet {
-    let functions = slots.iter();
-    let functions = functions.map(|slot| (slot.controller_id, Arc::clone(&slot.function)));
-    Fleet {
-        functions: functions.collect(),
-        limits: Arc::clone(limits),
-    }
+fn managed_by(slots: &[Slot]) -> Vec<(u16, Arc<Function>)> {
+    let slots = slots.iter();
+    slots
+        .map(|slot| (slot.controller_id, Arc::clone(&slot.function)))
+        .collect()
+}
+
+/// Which controllers each namespace is attached to.
+fn allocated(functions: &[FunctionOptions], namespaces: Vec<Arc<Namespace>>) -> Vec<Allocated> {
+    let controllers = |id| {
+        let with_id = functions.iter().zip(1u16..);
+        let attached = with_id.filter(move |(function, _)| function.attaches(id));
+        attached.map(|(_, controller)| controller)
+    };
+    let namespaces = namespaces.into_iter();
+    namespaces
+        .map(|namespace| Allocated {
+            controllers: controllers(namespace.id).collect(),
+            namespace,
+        })
+        .collect()
 }
 
 fn io_role(options: &FunctionOptions, namespaces: &[Arc<Namespace>]) -> Role {

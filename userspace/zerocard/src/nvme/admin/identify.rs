@@ -5,6 +5,8 @@
 //! Owned by the admin command set. Identify Controller advertises what this controller does and
 //! nothing else; when a capability is added, its bit is added here in the same change.
 
+use std::sync::Arc;
+
 use zeroshift_nvme::command::{cns, Command, NSID_ALL};
 use zeroshift_nvme::identify::{self, IdentifyControllerMut, SIZE};
 use zeroshift_nvme::list::{self, DescriptorListMut, NamespaceIdentifier};
@@ -16,7 +18,7 @@ use super::{events, log_page, Context, Personality, Role, MDTS};
 use crate::nvme::controller::VERSION;
 use crate::nvme::data_pointer::SGLS;
 use crate::nvme::io;
-use crate::nvme::migration;
+use crate::nvme::migration::{self, Fleet};
 use crate::nvme::namespace::Namespace;
 use crate::pci::config::VENDOR;
 
@@ -72,10 +74,10 @@ pub(super) fn run(
                 describe(namespace, &mut page);
             }
         }
-        cns::ACTIVE_NAMESPACES => active(namespaces, command, &mut page)?,
+        cns::ACTIVE_NAMESPACES => above(command, ids(namespaces), &mut page)?,
         cns::COMMAND_SET_NAMESPACES => {
             check_csi(csi)?;
-            active(namespaces, command, &mut page)?;
+            above(command, ids(namespaces), &mut page)?;
         }
         cns::NAMESPACE_DESCRIPTORS => {
             let namespace = attached(personality, command.nsid)?;
@@ -108,7 +110,10 @@ pub(super) fn run(
         }
         // No secondary controllers: the card is no SR-IOV device.
         cns::SECONDARY_CONTROLLERS => {}
-        _ => return Err(Status::INVALID_FIELD),
+        _ => match &personality.role {
+            Role::Administrative { fleet } => allocated(fleet, command, &mut page)?,
+            Role::Io { .. } => return Err(Status::INVALID_FIELD),
+        },
     }
     context.send(command, &page)
 }
@@ -136,17 +141,54 @@ fn attached(personality: &Personality, id: u32) -> Result<&Namespace, Status> {
     find(personality, id)?.ok_or(Status::INVALID_FIELD)
 }
 
-fn active(
-    namespaces: &[std::sync::Arc<Namespace>],
+fn ids(namespaces: &[Arc<Namespace>]) -> impl Iterator<Item = u32> + '_ {
+    namespaces.iter().map(|namespace| namespace.id)
+}
+
+/// Writes the list of those namespaces whose identifiers are above NSID.
+fn above(
     command: &Command,
+    ids: impl Iterator<Item = u32>,
     page: &mut [u8; SIZE],
 ) -> Result<(), Status> {
-    // The list starts above NSID, and the two highest values leave nothing above.
+    // The two highest values leave nothing above.
     if command.nsid >= NSID_ALL - 1 {
         return Err(Status::INVALID_NAMESPACE);
     }
-    let ids = namespaces.iter().map(|namespace| namespace.id);
     list::encode_namespaces(page, ids.filter(|id| *id > command.nsid));
+    Ok(())
+}
+
+/// What the administrative controller says of the namespaces of the card, attached or not.
+fn allocated(fleet: &Fleet, command: &Command, page: &mut [u8; SIZE]) -> Result<(), Status> {
+    let all = &fleet.namespaces;
+    let find = |nsid| {
+        let highest = all.last().map_or(1, |last| last.namespace.id);
+        if nsid == 0 || nsid > highest {
+            return Err(Status::INVALID_NAMESPACE);
+        }
+        Ok(all.iter().find(|found| found.namespace.id == nsid))
+    };
+    match command.cdw10 as u8 {
+        cns::ALLOCATED_NAMESPACES => {
+            let ids = all.iter().map(|allocated| allocated.namespace.id);
+            above(command, ids, page)?;
+        }
+        cns::ALLOCATED_NAMESPACE => {
+            // All zeroes for a valid identifier without a namespace behind it.
+            if let Some(found) = find(command.nsid)? {
+                describe(&found.namespace, page);
+            }
+        }
+        cns::ATTACHED_CONTROLLERS if command.nsid == NSID_ALL => return Err(Status::INVALID_FIELD),
+        cns::ATTACHED_CONTROLLERS => {
+            let found = find(command.nsid)?.ok_or(Status::INVALID_FIELD)?;
+            let first = (command.cdw10 >> 16) as u16;
+            let controllers = found.controllers.iter().copied();
+            list::encode_controllers(page, controllers.filter(|id| *id >= first));
+        }
+        _ => return Err(Status::INVALID_FIELD),
+    }
     Ok(())
 }
 

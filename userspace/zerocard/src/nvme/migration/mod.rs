@@ -30,6 +30,7 @@ use zeroshift_nvme::identify::SIZE;
 use zeroshift_nvme::status::Status;
 
 use super::admin::{Answer, Context};
+use super::namespace::Namespace;
 use crate::faults::Fault;
 use crate::pci::Function;
 pub(crate) use limits::{Granules, Limits, DEFAULT_RANGES};
@@ -52,8 +53,17 @@ const VERSIONS: [u16; 1] = [0];
 pub(crate) struct Fleet {
     /// Controller identifiers and functions, without the administrative controller itself.
     pub(crate) functions: Vec<(u16, Arc<Function>)>,
+    /// All namespaces of the card, by ascending identifiers.
+    pub(crate) namespaces: Vec<Allocated>,
     /// What tracking may cost.
     pub(crate) limits: Arc<Limits>,
+}
+
+/// A namespace of the card, attached or not.
+pub(crate) struct Allocated {
+    pub(crate) namespace: Arc<Namespace>,
+    /// Controllers that it is attached to, in ascending order.
+    pub(crate) controllers: Vec<u16>,
 }
 
 /// A command that completes by itself, later.

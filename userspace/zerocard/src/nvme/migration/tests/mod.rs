@@ -8,6 +8,7 @@ mod damaged;
 mod dirty;
 mod misuse;
 mod moving;
+mod namespaces;
 mod suspending;
 
 use std::collections::BTreeSet;
@@ -192,10 +193,16 @@ struct Rig {
 impl Rig {
     /// A card whose functions share a namespace of this description, and are not enabled.
     fn new(namespace: &str) -> Self {
+        Self::with(&[namespace], ["queues=3"; 2])
+    }
+
+    /// A card with these namespaces and functions.
+    fn with(namespaces: &[&str], functions: [&str; 2]) -> Self {
+        let namespaces: Vec<_> = namespaces.iter().map(|it| it.parse().unwrap()).collect();
         let card = Card::new(&card::Options {
             serial: &"ZS00000001".parse().unwrap(),
-            namespaces: &[namespace.parse().unwrap()],
-            functions: &["queues=3".parse().unwrap(), "queues=3".parse().unwrap()],
+            namespaces: &namespaces,
+            functions: &functions.map(|function| function.parse().unwrap()),
             seed: 1,
             limits: control::Limits {
                 max_ranges: 8,
