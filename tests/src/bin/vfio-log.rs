@@ -360,15 +360,24 @@ fn whole_address_space(nvme: &mut Nvme<'_>) -> Outcome {
     ledger.report(nvme, low)?;
     nvme.device.stop_log()?;
 
-    // To the end of what an address can be.
+    // More than the card has bits for at 4 KiB: the granule gives way.
     let start = 1u64 << 32;
-    let end = !(PAGE - 1);
+    let end = 1u64 << 53;
     let mut ledger = Ledger::start(nvme, PAGE, &[low, range(start, end - start)])?;
+    check!(ledger.granule() > PAGE, "granule {:#x}", ledger.granule());
     nvme.write_pages(&scatter(9, 40))?;
     ledger.report(nvme, low)?;
     let last = range(end - PAGE, PAGE);
     check_eq!(ledger.report(nvme, last)?, Pages::new(), "the last page");
-    Ok(())
+    nvme.device.stop_log()?;
+
+    // To the end of what an address can be, which is more than the card has bits for at 2 MiB.
+    let all = range(start, !(PAGE - 1) - start);
+    let start = |nvme: &Nvme<'_>| nvme.device.start_log(PAGE, &[low, all]);
+    refused_start(nvme, start, Errno::NOSPC, "2^64 bytes")?;
+    let mut ledger = Ledger::start(nvme, PAGE, &[low, hole])?;
+    nvme.write_pages(&scatter(10, 40))?;
+    Ok(ledger.report(nvme, low).map(drop)?)
 }
 
 /// Reports while the function writes: the union misses nothing.
