@@ -27,7 +27,9 @@ const LIMIT: Timespec = Timespec {
     tv_nsec: 0,
 };
 /// I/Os of one repeat.
-const IOS: u64 = 2000;
+const IOS: u64 = 1000;
+/// Repeats of which the fastest counts: whatever else the machine does only makes one slower.
+const TRIES: u32 = 3;
 /// The modules that should not notice.
 const MODULES: [&str; 2] = ["zeroshift_vfio_pci", "migdirty"];
 
@@ -42,9 +44,13 @@ pub(crate) fn measure(address: &str, pairs: u32) -> Result<Value> {
         };
         for driver in order {
             let rate = with_function(address, driver, |nvme, event| {
-                let begin = Instant::now();
-                run(nvme, event)?;
-                Ok(IOS as f64 / begin.elapsed().as_secs_f64())
+                let mut best = 0.0f64;
+                for _ in 0..TRIES {
+                    let begin = Instant::now();
+                    run(nvme, event)?;
+                    best = best.max(IOS as f64 / begin.elapsed().as_secs_f64());
+                }
+                Ok(best)
             })?;
             match driver {
                 // The first pair warms both sides up.
@@ -70,10 +76,12 @@ pub(crate) fn measure(address: &str, pairs: u32) -> Result<Value> {
         Ok((end - begin, control, probes.probed, probes.refused))
     })?;
     let ratio = Spread::of(ours.iter().zip(&plain).map(|(ours, plain)| ours / plain));
+    let (ours, plain) = (Spread::of(ours), Spread::of(plain));
     let raw = json!({
         "entries": entries, "ios": IOS, "functions_probed": probed, "functions_not_probed": refused,
         "entries_of_one_ioctl": control,
-        "iops": Spread::of(ours), "iops_of_vfio_pci": Spread::of(plain), "iops_ratio": ratio, "pairs": pairs,
+        "iops": ours, "iops_of_vfio_pci": plain, "iops_ratio": ratio, "iops_ratio_of_best": ours.max / plain.max, "pairs": pairs,
+        "tries": TRIES,
     });
     let value = Spread::of([entries as f64 / IOS as f64]);
     Ok(report::metric(
