@@ -10,21 +10,47 @@ use migdirty_uapi::MigdirtyRange;
 use std::path::PathBuf;
 
 /// Looks after migration-capable cards and their functions
+///
+/// A card is a PCI device with an NVMe administrative controller, which the module migdirty drives,
+/// and functions that it manages. A function whose driver is zeroshift_vfio_pci can be passed
+/// through to a guest, and the guest with it can be migrated. Functions are named by their PCI
+/// address, 0000:02:00.0, or 02:00.0 in domain 0. All commands want root but 'inspect', 'card',
+/// 'completions' and 'man'.
 #[derive(Debug, Parser)]
-#[command(name = "zeroshift", version, about, after_long_help = EXIT)]
+#[command(name = "zeroshift", version, after_long_help = MORE)]
 pub(crate) struct Arguments {
     /// What to do
     #[command(subcommand)]
     pub(crate) command: Command,
 }
 
-const EXIT: &str = "\
+/// What help and the main page end with.
+const MORE: &str = "\
+FROM A CARD TO A GUEST THAT MOVES
+  On both hosts, as root:
+    zeroshift doctor                     what this host lacks to migrate guests
+    zeroshift list --functions           cards, and the functions that they manage
+    zeroshift bind 0000:02:00.0          a function goes to the VFIO driver that migrates
+    qemu-system-x86_64 ... -device vfio-pci,host=0000:02:00.0 [-incoming tcp:0:4444]
+  In the monitor of the first QEMU:
+    migrate -d tcp:OTHER-HOST:4444
+  Then, on the first host:
+    zeroshift unbind 0000:02:00.0        the function goes back to its usual driver
+  The same by hand, without a guest: log start, log sync, pause, log sync, save; pause, restore.
+
 EXIT STATUS
-  0 done (also when there was nothing to do), 1 an error, 2 bad usage";
+  0 done (also when there was nothing to do), 1 an error, 2 bad usage. An error names the object,
+  the cause and the next step, on standard error, also with --json.";
 
 /// Subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Say what this host lacks to migrate guests, and the next step
+    ///
+    /// Looks at the kernel (without IOMMUFD, as Debian builds it, nothing can report what a function
+    /// writes, and QEMU refuses to migrate), the IOMMU, the modules, the cards and their functions.
+    /// Changes nothing. The exit status is 1 when something is missing.
+    Doctor(DoctorOptions),
     /// List the cards of this machine and what each can do
     ///
     /// Cards that the module migdirty has bound are asked over /dev/migdirty; NVMe administrative
@@ -62,7 +88,8 @@ pub(crate) enum Command {
     /// Set the controller state of a paused function from a file
     ///
     /// The function has to be the one that was saved, or one of the same identity on another card:
-    /// serial number, model, SUBNQN, namespaces. It has to be disabled, so it must have no driver.
+    /// serial number, model, SUBNQN, namespaces. It has to be disabled: take it from its driver,
+    /// reset it ('echo 1 > /sys/bus/pci/devices/BDF/reset'; drivers leave it enabled), then pause it.
     Restore(RestoreOptions),
     /// Show what a saved file is, and whether it is whole
     Inspect(InspectOptions),
@@ -71,15 +98,23 @@ pub(crate) enum Command {
     /// Asks the card over the control socket in its directory.
     Card(CardOptions),
     /// Print a completion script for a shell
+    ///
+    /// For bash: 'zeroshift completions bash > /usr/share/bash-completion/completions/zeroshift'.
     Completions {
         /// Shell to complete for
         shell: clap_complete::Shell,
     },
-    /// Print the manual page
-    #[command(hide = true)]
+    /// Print a manual page, or write all of them
+    ///
+    /// To read one: 'zeroshift man log sync | man -l -'. To install all: 'zeroshift man --all
+    /// /usr/local/share/man/man1'.
     Man {
         /// Subcommand to print the page of, instead of the main page
         command: Vec<String>,
+
+        /// Write the pages of all commands into this folder, instead of printing one
+        #[arg(long, value_name = "DIR", conflicts_with = "command")]
+        all: Option<PathBuf>,
     },
 }
 
@@ -98,6 +133,17 @@ pub(crate) struct Places {
         hide = true
     )]
     pub(crate) device: PathBuf,
+}
+
+/// Options of `doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorOptions {
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) places: Places,
 }
 
 /// Options of `list`.

@@ -95,10 +95,11 @@ pub(crate) fn explain(
              something in it takes long ('dmesg' may say more): try again"
                 .into()
         }
-        (Errno::INVAL, Request::Restore) => "the card refused the state ('dmesg' may say why) and \
-             nothing was changed; a function has to be disabled for that: no driver, and not \
-             reset since it was paused"
-            .into(),
+        (Errno::INVAL, Request::Restore) => format!(
+            "the card refused the state ('dmesg' may say why) and nothing was changed; a function \
+             has to be disabled for that: without a driver, then reset ('echo 1 > \
+             /sys/bus/pci/devices/{address}/reset'), then paused"
+        ),
         (Errno::OPNOTSUPP, Request::Restore) => "its card does not know the format of the state; \
              'zeroshift inspect FILE' shows it"
             .into(),
@@ -153,7 +154,11 @@ mod tests {
                 Errno::BUSY,
                 ["it runs", "zeroshift pause 0000:02:00.0"],
             ),
-            (Request::Restore, Errno::INVAL, ["refused", "disabled"]),
+            (
+                Request::Restore,
+                Errno::INVAL,
+                ["refused", "devices/0000:02:00.0/reset"],
+            ),
             (Request::Restore, Errno::OPNOTSUPP, ["format", "inspect"]),
             (
                 Request::Resume,

@@ -54,7 +54,7 @@ struct Inventory {
 }
 
 /// The functions that a card manages, in the order of their addresses.
-fn functions(sysfs: &Sysfs, backend: Option<&dyn Backend>) -> Result<Vec<Report>> {
+pub(crate) fn functions(sysfs: &Sysfs, backend: Option<&dyn Backend>) -> Result<Vec<Report>> {
     let Some(backend) = backend else {
         return Ok(vec![]);
     };

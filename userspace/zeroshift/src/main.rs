@@ -11,6 +11,7 @@ mod bind;
 mod card;
 mod cli;
 mod device;
+mod doctor;
 mod explain;
 #[cfg(test)]
 mod fake;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
     let mut output = io::stdout().lock();
     let result = match arguments.command {
+        cli::Command::Doctor(options) => doctor::run(&options, &mut output),
         cli::Command::List(options) => list::run(&options, &mut output),
         cli::Command::Bind(options) => bind::bind(&options, &mut output),
         cli::Command::Unbind(options) => bind::unbind(&options, &mut output),
@@ -53,7 +55,8 @@ fn main() -> ExitCode {
         cli::Command::Inspect(options) => inspect::run(&options, &mut output),
         cli::Command::Card(options) => card::run(&options, &mut output),
         cli::Command::Completions { shell } => pages::completions(shell, &mut output),
-        cli::Command::Man { command } => pages::man(&command, &mut output),
+        cli::Command::Man { all: Some(dir), .. } => pages::all(&dir),
+        cli::Command::Man { command, .. } => pages::man(&command, &mut output),
     };
     match result.and_then(|()| output.flush().context(WRITING)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@ use crate::WRITING;
 use anyhow::{anyhow, Context as _, Result};
 use clap::CommandFactory as _;
 use std::io::Write;
+use std::path::Path;
 
 /// Prints a completion script.
 pub(crate) fn completions(shell: clap_complete::Shell, output: &mut impl Write) -> Result<()> {
@@ -31,6 +32,14 @@ pub(crate) fn man(subcommands: &[String], output: &mut impl Write) -> Result<()>
     clap_mangen::Man::new(command)
         .render(output)
         .context(WRITING)
+}
+
+/// Writes the pages of the program and of all its subcommands into a folder.
+pub(crate) fn all(folder: &Path) -> Result<()> {
+    let mut command = Arguments::command();
+    command.build();
+    clap_mangen::generate_to(command, folder)
+        .with_context(|| format!("cannot write manual pages to {}", folder.display()))
 }
 
 #[cfg(test)]
@@ -88,6 +97,15 @@ mod tests {
             // What the kernel is elsewhere is for tests.
             assert!(!page.contains("sysfs DIR"), "{page}");
         }
+        let folder = tempfile::tempdir().unwrap();
+        super::all(folder.path()).unwrap();
+        for names in &all {
+            let page = format!("zeroshift-{}.1", names.join("-"));
+            assert!(folder.path().join(&page).exists(), "{page}");
+        }
+        assert!(folder.path().join("zeroshift.1").exists());
+        let error = super::all(&folder.path().join("no")).unwrap_err();
+        assert!(format!("{error:#}").contains("cannot write manual pages"));
         for shell in clap_complete::Shell::value_variants() {
             let script = text(|output| completions(*shell, output));
             for names in &all {

@@ -79,7 +79,7 @@ fn in_initramfs(
         limit: Duration::from_secs(600 + 5 * u64::from(rounds)),
     }
     .run(session.place()?)?;
-    judge(results, &transcript);
+    judge(results, &transcript, kind);
     results.check("the card ends in peace", card.stop());
     Ok(())
 }
@@ -95,6 +95,7 @@ fn jobs(overlay: Overlay, programs: &Programs, module: &std::path::Path, rounds:
             "set -e; insmod /zs/migdirty.ko; ls -l /dev/migdirty",
         )
         .job("list", "set -e; zeroshift list; zeroshift list --json")
+        .job("doctor", "zeroshift doctor; zeroshift doctor --json; true")
         .job(
             "behind-iommu",
             "set -e; for d in /sys/bus/pci/drivers/migdirty/0*; do readlink $d/iommu_group; done",
@@ -143,6 +144,10 @@ pub(super) fn under_virtme(
             format!("set -e; {bin}/zeroshift list; {bin}/zeroshift list --json"),
         ),
         (
+            "doctor",
+            format!("{bin}/zeroshift doctor; {bin}/zeroshift doctor --json; true"),
+        ),
+        (
             "behind-iommu",
             "set -e; for d in /sys/bus/pci/drivers/migdirty/0*; do readlink $d/iommu_group; done"
                 .to_owned(),
@@ -168,7 +173,7 @@ pub(super) fn under_virtme(
         limit: Duration::from_secs(1500),
     }
     .run(session.place()?)?;
-    judge(results, &transcript);
+    judge(results, &transcript, kind);
     if !after.is_empty() {
         results.check("after", succeeded(&transcript, "after").map(drop));
     }
@@ -176,12 +181,16 @@ pub(super) fn under_virtme(
     Ok(())
 }
 
-fn judge(results: &mut Results, transcript: &Transcript) {
+fn judge(results: &mut Results, transcript: &Transcript, kind: Kind) {
     results.check("boots, and the kernel reports nothing", transcript.check());
     results.check("the module loads", succeeded(transcript, "load").map(drop));
     results.check(
         "zeroshift list shows the card",
         succeeded(transcript, "list").and_then(|job| card_is_listed(job, SERIAL)),
+    );
+    results.check(
+        "zeroshift doctor tells whether this kernel can log",
+        succeeded(transcript, "doctor").and_then(|job| can_log(job, kind != Kind::Stock)),
     );
     results.check(
         "the card is behind the IOMMU",
@@ -203,19 +212,35 @@ fn in_a_group(job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Whether `zeroshift list --json` shows the card `serial` alive, its Identify page read by interrupt.
-pub(super) fn card_is_listed(job: &Job, serial: &str) -> Result<()> {
+/// Whether `zeroshift doctor --json` says of the kernel that it can log, or that it cannot.
+fn can_log(job: &Job, can: bool) -> Result<()> {
+    let doctor = object(job)?;
+    let checks = doctor["checks"].as_array().context("no array \"checks\"")?;
+    let kernel = checks.iter().find(|check| check["name"] == "kernel");
+    let state = &kernel.context("no check \"kernel\"")?["state"];
+    let want = if can { "ok" } else { "missing" };
+    ensure!(state == want, "the kernel is {state}, not {want}");
+    Ok(())
+}
+
+/// The JSON object that a job printed.
+fn object(job: &Job) -> Result<Value> {
     let json = job
         .lines
         .iter()
         .find(|l| l.starts_with('{'))
         .context("no JSON object was printed")?;
-    let list: Value = serde_json::from_str(json).with_context(|| format!("parse {json}"))?;
+    serde_json::from_str(json).with_context(|| format!("parse {json}"))
+}
+
+/// Whether `zeroshift list --json` shows the card `serial` alive, its Identify page read by interrupt.
+pub(super) fn card_is_listed(job: &Job, serial: &str) -> Result<()> {
+    let list = object(job)?;
     let cards = list["cards"].as_array().context("no array \"cards\"")?;
     let card = cards
         .iter()
         .find(|c| c["serial"] == serial)
-        .with_context(|| format!("no card {serial} in {json}"))?;
+        .with_context(|| format!("no card {serial} in {list}"))?;
     for (field, want) in [("driver", "migdirty"), ("state", "live")] {
         ensure!(
             card[field] == want,
@@ -246,6 +271,24 @@ mod tests {
             },
             "S1",
         )
+    }
+
+    #[test]
+    fn doctor_has_to_say_what_the_kernel_can() {
+        let job = |text: &str| Job {
+            lines: vec!["ok  kernel".into(), text.into()],
+            ..Job::default()
+        };
+        let says = |state: &str| {
+            job(&format!(
+                r#"{{"checks":[{{"name":"kernel","state":"{state}"}}]}}"#
+            ))
+        };
+        can_log(&says("ok"), true).unwrap();
+        can_log(&says("missing"), false).unwrap();
+        assert!(can_log(&says("missing"), true).is_err());
+        assert!(can_log(&says("unknown"), false).is_err());
+        assert!(can_log(&job(r#"{"checks":[]}"#), true).is_err());
     }
 
     #[test]

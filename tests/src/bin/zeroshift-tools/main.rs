@@ -51,6 +51,7 @@ const OURS: &str = "zeroshift_vfio_pci";
 type Test = (&'static str, fn(&Bench) -> Outcome);
 
 const TESTS: &[Test] = &[
+    ("doctor", doctor),
     ("list", list),
     ("usage", usage),
     ("nobody_manages_it", nobody_manages_it),
@@ -86,6 +87,43 @@ fn main() -> ExitCode {
         });
     }
     ExitCode::from(ktap.finish())
+}
+
+fn doctor(bench: &Bench) -> Outcome {
+    if !Path::new("/sys/bus/pci/drivers").join(OURS).exists() {
+        return skip(format!("{OURS} is not loaded"));
+    }
+    let said = bench.json(&["doctor"])?;
+    check_eq!(said["ready"], true, "ready");
+    let checks = said["checks"].as_array().context("no checks")?;
+    let of = |name: &str| {
+        let found = checks.iter().find(|check| check["name"] == name);
+        found.map(|check| text(&check["found"])).unwrap_or_default()
+    };
+    let cards = of("cards");
+    check!(cards.starts_with("2 of 2 can migrate"), "cards: {cards}");
+    let functions = of("functions");
+    check!(
+        functions.starts_with("0 of 3 with"),
+        "functions: {functions}"
+    );
+    // This kernel can log; a machine without the module cannot be asked.
+    check!(of("kernel").contains("can report"), "{said}");
+    let shown = bench.text(&["doctor"])?;
+    check!(
+        shown.ends_with("this host can migrate guests\n"),
+        "doctor says {shown}"
+    );
+    let without = ["doctor", "--device", "/dev/no-such-device"];
+    let ran = bench.run(&without)?;
+    let shown = String::from_utf8_lossy(&ran.output);
+    check_eq!(ran.code, Some(1), "exit code without the module");
+    check!(
+        shown.contains("MISSING") && shown.contains("modprobe migdirty"),
+        "{shown}"
+    );
+    check!(ran.errors.contains("1 of 4 checks"), "{}", ran.errors);
+    Ok(())
 }
 
 fn list(bench: &Bench) -> Outcome {
@@ -387,6 +425,8 @@ fn save_and_restore(bench: &Bench) -> Outcome {
     );
     bench.text(&["pause", source])?;
     bench.text(&["save", source, first])?;
+    // A driver that leaves it shuts it down, and lets it be enabled.
+    fs::write(bench.sysfs(&bench.destination).join("reset"), "1")?;
     bench.text(&["pause", destination])?;
     let restored = bench.json(&["restore", destination, first])?;
     check_eq!(restored["bytes"], fs::metadata(&one)?.len(), "bytes");
@@ -431,7 +471,7 @@ fn restore_refusals(bench: &Bench) -> Outcome {
     bench.refused(
         &["restore", source, name],
         1,
-        &[source, "refused", "disabled"],
+        &[source, "refused", "disabled", "/reset"],
     )?;
     bench.text(&["resume", source])?;
     bench.read_some()?;
