@@ -16,7 +16,7 @@ use crate::qemu::{News, Qemu, Side};
 use crate::qmp::Refused;
 use crate::Arguments;
 
-/// How often the migration is asked how far it is, beside at every pass.
+/// How often the migration is asked how far it is.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// A run.
@@ -61,7 +61,7 @@ impl<'a> Run<'a> {
     pub(crate) fn run(mut self) -> bool {
         let why = match self.carry_out() {
             Ok(()) => self.complaints(),
-            Err(e) => vec![format!("{e:#}"), self.guest.ending()],
+            Err(e) => self.circumstances(&e),
         };
         let workloads: serde_json::Map<String, Value> = self
             .guest
@@ -75,6 +75,17 @@ impl<'a> Run<'a> {
             json!({"pass": pass, "why": why, "migration": self.migration, "workloads": workloads}),
         );
         pass
+    }
+
+    /// What is known when the plan failed with `error`: what came from both QEMUs since, and from the guest.
+    fn circumstances(&mut self, error: &anyhow::Error) -> Vec<String> {
+        let mut why = vec![format!("{error:#}")];
+        while let Ok(news) = self.news.try_recv() {
+            why.extend(self.take(news).err().map(|e| format!("{e:#}")));
+        }
+        why.push(self.words());
+        why.push(self.guest.ending());
+        why
     }
 
     fn carry_out(&mut self) -> Result<()> {
@@ -294,7 +305,7 @@ impl<'a> Run<'a> {
                 "the migration did not end in {} s: {state}",
                 self.arguments.limit().as_secs()
             );
-            self.hear(Instant::now() + LOOK)?;
+            self.listen(LOOK)?;
         }
     }
 
@@ -311,7 +322,7 @@ impl<'a> Run<'a> {
                 Instant::now() < end,
                 "the destination does not run the guest: {state}"
             );
-            self.hear(Instant::now() + LOOK)?;
+            self.listen(LOOK)?;
         }
     }
 
@@ -330,6 +341,13 @@ impl<'a> Run<'a> {
                 "the guest ended before {what}"
             );
         }
+        Ok(())
+    }
+
+    /// Takes all news that come in the time `span`.
+    fn listen(&mut self, span: Duration) -> Result<()> {
+        let end = Instant::now() + span;
+        while self.hear(end)? {}
         Ok(())
     }
 
@@ -372,7 +390,7 @@ impl<'a> Run<'a> {
                     Side::Destination => &mut self.destination,
                 };
                 if let Some(qemu) = qemu.as_mut().filter(|_| !expected) {
-                    bail!("{} too early", qemu.describe());
+                    bail!("too early, {}", qemu.epitaph());
                 }
             }
         }

@@ -63,6 +63,8 @@ pub(crate) struct Qemu {
     listeners: Vec<JoinHandle<()>>,
     news: Sender<News>,
     stderr: Arc<Mutex<Vec<String>>>,
+    /// Reads it to its end.
+    stderr_reader: Option<JoinHandle<()>>,
 }
 
 impl Qemu {
@@ -93,15 +95,15 @@ impl Qemu {
         // Its ends have to be its own, or there is no end of file when it is gone.
         drop(handed_over);
         let stderr = Arc::new(Mutex::new(Vec::new()));
-        if let Some(stream) = child.stderr.take() {
+        let stderr_reader = child.stderr.take().map(|stream| {
             let lines = Arc::clone(&stderr);
             thread::spawn(move || {
                 for line in BufReader::new(stream).lines().map_while(Result::ok) {
                     let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
                     lines.push(line);
                 }
-            });
-        }
+            })
+        });
         let (answer, answers) = channel();
         let events = news.clone();
         let stream = monitor.try_clone()?;
@@ -133,6 +135,7 @@ impl Qemu {
             listeners: Vec::new(),
             news: news.clone(),
             stderr,
+            stderr_reader,
         };
         if side == Side::Source {
             qemu.listen()?;
@@ -169,6 +172,15 @@ impl Qemu {
         for listener in self.listeners.drain(..) {
             listener.join().ok();
         }
+    }
+
+    /// The same when its monitor is closed: waits for its end.
+    pub(crate) fn epitaph(&mut self) -> String {
+        self.child.wait().ok();
+        if let Some(reader) = self.stderr_reader.take() {
+            reader.join().ok();
+        }
+        self.describe()
     }
 
     /// What it said last, and how it ended if it did.
