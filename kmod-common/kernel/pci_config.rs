@@ -39,16 +39,24 @@ pub(crate) fn serial_number<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>)
 }
 
 /// Offset of a Designated Vendor-Specific Extended Capability (PCIe Base 7.9.6).
-pub(crate) fn dvsec<Ctx: device::DeviceContext>(
-    pdev: &pci::Device<Ctx>,
-    vendor: u16,
-    id: u16,
-) -> Option<u16> {
+fn dvsec<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>, vendor: u16, id: u16) -> Option<u16> {
     // SAFETY: a `pci::Device` is a valid `struct pci_dev`.
     match unsafe { bindings::pci_find_dvsec_capability(as_raw(pdev), vendor, id) } {
         0 => None,
         offset => Some(offset),
     }
+}
+
+/// Vendor and id of the DVSEC that carries a function's NVMe controller id (docs/interfaces.md, 1).
+const CONTROLLER_DVSEC: (u16, u16) = (0x5a53, 1);
+
+/// Offset of the controller id in it, 2 bytes.
+pub(crate) const DVSEC_CONTROLLER_ID: u16 = 10;
+
+/// Where the DVSEC with a function's NVMe controller id is.
+pub(crate) fn controller_dvsec<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>) -> Option<u16> {
+    let (vendor, id) = CONTROLLER_DVSEC;
+    dvsec(pdev, vendor, id)
 }
 
 /// The dword at `offset`; `None` when there is none, or all-ones.

@@ -17,12 +17,10 @@ use crate::{
 };
 use kernel::{device::DeviceContext, pci, prelude::*, sync::Arc};
 
-/// Vendor and id of the DVSEC that carries a function's controller id (docs/interfaces.md, 1).
-const DVSEC_VENDOR: u16 = 0x5a53;
-const DVSEC_ID: u16 = 1;
-/// Offset of its controller id and role; the header's dword with its length is at 4.
+/// In the DVSEC with a function's controller id (docs/interfaces.md, 1): the header's dword with its
+/// length, the dword whose upper half is the id, and the role.
 const DVSEC_HEADER: u16 = 4;
-const DVSEC_CONTROLLER: u16 = 8;
+const DVSEC_CONTROLLER: u16 = pci_config::DVSEC_CONTROLLER_ID - 2;
 const DVSEC_ROLE: u16 = 12;
 const DVSEC_LENGTH: u32 = 16;
 /// Role of a function that is managed.
@@ -66,7 +64,7 @@ fn card_of<Ctx: DeviceContext>(pdev: &pci::Device<Ctx>) -> Result<Arc<Card>> {
 
 /// The controller id and the role that a function's DVSEC says.
 fn controller_of<Ctx: DeviceContext>(pdev: &pci::Device<Ctx>) -> Option<(u16, u8)> {
-    let at = pci_config::dvsec(pdev, DVSEC_VENDOR, DVSEC_ID)?;
+    let at = pci_config::controller_dvsec(pdev)?;
     let header = pci_config::read32(pdev, at.checked_add(DVSEC_HEADER)?)?;
     if header >> 20 < DVSEC_LENGTH {
         return None;

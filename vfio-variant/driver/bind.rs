@@ -8,8 +8,10 @@
 use super::states::Migration;
 use crate::{
     backend::Claim,
+    common::pci_config,
     stream::registers::Registers,
     vfio::{
+        config::Hidden,
         pci::{device_table, override_class, Features, Operations},
         Device,
     },
@@ -37,6 +39,8 @@ device_table!(IDS, override_class(CLASS, CLASS_MASK));
 #[pin_data]
 pub(crate) struct Function {
     pub(super) migration: Arc<Migration>,
+    /// Where in configuration space its controller id is: another one on the destination.
+    controller_id: Option<Hidden>,
     /// The log says already why it cannot migrate.
     said: AtomicFlag,
 }
@@ -82,6 +86,9 @@ impl Operations for Function {
         let migration = Migration::new(pdev);
         try_pin_init!(Self {
             migration: migration?,
+            controller_id: pci_config::controller_dvsec(pdev)
+                .and_then(|at| at.checked_add(pci_config::DVSEC_CONTROLLER_ID))
+                .map(|offset| Hidden { offset, size: 2 }),
             said: AtomicFlag::new(false),
         })
     }
@@ -130,6 +137,10 @@ impl Operations for Function {
     fn close(device: &Device<Self>) {
         // Only now that the function was reset: migdirty resumes what it has suspended.
         drop(device.migration.detach());
+    }
+
+    fn hidden(device: &Device<Self>) -> Option<Hidden> {
+        device.controller_id
     }
 
     fn reset_done(device: &Device<Self>) {

@@ -7,5 +7,6 @@
 //! sleep, use anything but `core`, or panic on a value that came from outside.
 
 pub mod arcs;
+pub mod config;
 pub mod image;
 pub mod log;

@@ -7,6 +7,7 @@
 //! implements [`pci::Operations`], [`migration::Operations`] and [`log::Operations`] for the type
 //! that holds its state, and never sees a raw pointer. Must never know a device or a protocol.
 
+pub(crate) mod config;
 pub(crate) mod data_file;
 mod device;
 mod iova_bitmap;

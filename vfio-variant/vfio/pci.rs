@@ -7,7 +7,11 @@
 //! driver core holds the device lock over probe and unbind, the VFIO core its device set's lock
 //! over open and close; unbind waits until the device is closed.
 
-use super::{device::Device, log, migration, sys};
+use super::{
+    config::{self, Hidden},
+    device::Device,
+    log, migration, sys,
+};
 use core::{marker::PhantomData, mem::size_of};
 use kernel::{
     bindings,
@@ -81,6 +85,9 @@ pub(crate) trait Operations:
 
     /// It was stopped, and reset if it can be: the opposite of [`Self::open`].
     fn close(device: &Device<Self>);
+
+    /// What its user does not see of configuration space.
+    fn hidden(device: &Device<Self>) -> Option<Hidden>;
 
     /// It was reset: because of an ioctl, by its user through configuration space, by an open, or
     /// by the kernel for a reason of its own. May run at any time while the device is bound, also
@@ -184,7 +191,7 @@ impl<T: Operations> Adapter<T> {
         get_dmabuf_phys: Some(sys::vfio_pci_core_get_dmabuf_phys),
     };
 
-    /// Everything but open and close is plain VFIO.
+    /// Everything but open, close and what is hidden is plain VFIO.
     const OPS: sys::vfio_device_ops = sys::vfio_device_ops {
         // The core only reads it.
         name: T::NAME.to_bytes_with_nul().as_ptr().cast_mut(),
@@ -195,7 +202,7 @@ impl<T: Operations> Adapter<T> {
         ioctl: Some(sys::vfio_pci_core_ioctl),
         get_region_info_caps: Some(sys::vfio_pci_ioctl_get_region_info),
         device_feature: Some(sys::vfio_pci_core_ioctl_feature),
-        read: Some(sys::vfio_pci_core_read),
+        read: Some(config::read::<T>),
         write: Some(sys::vfio_pci_core_write),
         mmap: Some(sys::vfio_pci_core_mmap),
         request: Some(sys::vfio_pci_core_request),
