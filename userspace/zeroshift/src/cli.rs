@@ -210,9 +210,11 @@ pub(crate) struct UnbindOptions {
 pub(crate) enum LogCommand {
     /// Start a log
     #[command(after_long_help = "\
-EXAMPLE
-  Memory below 2 GiB and 6 GiB above 4 GiB, in granules of 4 KiB if the card can:
-    zeroshift log start 0000:02:00.0 --range 0+2G --range 4G+6G --granule 4K")]
+EXAMPLES
+  What a driver of this host uses behind an IOMMU, in granules of 4 KiB if the card can:
+    zeroshift log start 0000:02:00.0 --range 0+4G --granule 4K
+  Memory without an IOMMU, 2 GiB below 4 GiB and 6 GiB above:
+    zeroshift log start 0000:02:00.0 --range 0+2G --range 4G+6G")]
     Start(LogStartOptions),
     /// Print what was written since the start or the last sync, and forget it
     ///
