@@ -24,6 +24,7 @@ pub(crate) struct Events {
     /// ends every suspension and every log. Before this returns the owner has to make sure that a
     /// function that is not meant to run cannot touch memory. Once per claim, in process context;
     /// may sleep. Operations in flight have ended with an error, or will without waiting for this.
+    /// May come before [`migdirty_claim`] has returned, also when that fails.
     pub(crate) lost: Option<unsafe extern "C" fn(context: *mut c_void)>,
 }
 

@@ -24,7 +24,8 @@ struct migdirty_events {
 	 * ends every suspension and every log. Before this returns the owner has to make sure that a
 	 * function that is not meant to run cannot touch memory (bus master), because it may run
 	 * again at any moment afterwards. Once per claim, in process context; may sleep. Operations
-	 * in flight have ended with an error, or will without waiting for this.
+	 * in flight have ended with an error, or will without waiting for this. May come before
+	 * migdirty_claim() has returned, also when that fails.
 	 */
 	void (*lost)(void *context);
 };

@@ -56,12 +56,14 @@ impl Dirty {
         *self = Self::new();
     }
 
-    /// What was written is not known any more.
-    pub(crate) fn lose(&mut self) {
-        if self.state == State::Log {
+    /// What was written is not known any more. Whether that is news.
+    pub(crate) fn lose(&mut self) -> bool {
+        let news = self.state == State::Log;
+        if news {
             self.record.clear();
             self.state = State::Lost;
         }
+        news
     }
 
     /// What the owner wants to know of.

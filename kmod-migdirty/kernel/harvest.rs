@@ -165,9 +165,16 @@ impl Function {
         record.take(span, dirty)
     }
 
-    /// Takes back what [`Self::log_take`] has handed out and nobody has got.
-    pub(crate) fn log_put_back(&self, span: Span) -> Result {
-        self.dirty.lock().mark(span).map(drop).map_err(|_| ENOMEM)
+    /// Takes back what [`Self::log_take`] has handed out and nobody has got. Without memory for it
+    /// the log is lost.
+    pub(crate) fn log_put_back(&self, spans: &[Span]) {
+        let mut protocol = self.protocol.lock();
+        let mut dirty = self.dirty.lock();
+        let kept = spans.iter().try_for_each(|span| dirty.mark(*span).map(drop));
+        drop(dirty);
+        if kept.is_err() {
+            self.lose_log(&mut protocol, "no memory");
+        }
     }
 
     /// Whether everything that was harvested was handed out.

@@ -117,7 +117,13 @@ impl Function {
         // Nobody knows how far the card came, so it must not be left half suspended; unless it was
         // suspended before, which the refusal has not changed.
         if !protocol.log.is_suspended() && self.card().is_live() {
-            let _ = self.resume_with(&mut protocol);
+            // When this fails too, the card says so at the next operation; resume mends it.
+            if self.resume_with(&mut protocol).is_err() {
+                self.card().warn(fmt!(
+                    "function {} may be suspended: the card ended neither Suspend nor Resume well",
+                    self.address(),
+                ));
+            }
         }
         Err(error)
     }
@@ -245,15 +251,14 @@ impl Function {
 
     /// What was written is not known any more: says why, once.
     pub(crate) fn lose_log(&self, protocol: &mut Protocol, why: &str) {
-        if !protocol.log.is_lost() {
+        protocol.log.lose();
+        if self.dirty.lock().lose() {
             self.card().warn(fmt!(
                 "the log of function {} is lost: {}",
                 self.address(),
                 why,
             ));
         }
-        protocol.log.lose();
-        self.dirty.lock().lose();
         self.show(protocol);
     }
 
@@ -447,7 +452,7 @@ impl Function {
     /// What a failed Track Send means for the log, and for its owner.
     fn judge(&self, what: &'static str, failure: Failure) -> (Sent, Error) {
         match failure {
-            Failure::Lost(error) => (Sent::Failed, error),
+            Failure::Lost(error) => (Sent::Unknown, error),
             Failure::Refused(status) if status.is(Status::CONTROLLER_SUSPENDED) => {
                 (Sent::Suspended, EIO)
             }

@@ -24,6 +24,9 @@ use kernel::{
     uaccess::{UserPtr, UserSlice},
 };
 
+/// How often a state may grow while it is being read.
+const MAX_TRIES: u32 = 4;
+
 /// How a call ended that has an answer: with success, or with an error that the answer explains.
 type Answered<T> = Result<(T, Result)>;
 
@@ -118,9 +121,7 @@ pub(crate) fn log_sync(sync: MigdirtyLogSync) -> Answered<MigdirtyLogSync> {
         };
         if let Err(error) = writer.write(&range) {
             // Nobody has seen these; they are written again as far as the caller knows.
-            for part in found.iter() {
-                function.log_put_back(*part)?;
-            }
+            function.log_put_back(&found);
             return Err(error);
         }
     }
@@ -145,7 +146,9 @@ pub(crate) fn save(state: MigdirtyState) -> Answered<MigdirtyState> {
     // Not the caller's room: it is as large as it likes, and most of it stays empty.
     let mut buffer = KVVec::new();
     let mut guess = room.min(64 << 10);
+    let mut tries = 0;
     let (size, format) = loop {
+        tries += 1;
         buffer.resize(guess, 0, GFP_KERNEL)?;
         match function.get_state(&mut buffer).map_err(translate)? {
             (Read::Whole(size), format) => break (size, format),
@@ -159,8 +162,8 @@ pub(crate) fn save(state: MigdirtyState) -> Answered<MigdirtyState> {
                 };
                 return Ok((needed, Err(ENOSPC)));
             }
-            // The next one may be larger again; each time there is more room, up to the caller's.
-            (Read::Needs(size), _) if size > guess => guess = size,
+            // It may have grown meanwhile.
+            (Read::Needs(size), _) if size > guess && tries < MAX_TRIES => guess = size,
             _ => return Err(EIO),
         }
     };

@@ -63,8 +63,10 @@ pub enum Sent {
     Suspended,
     /// Invalid Controller Identifier: of a stop, nothing is tracked; of a start, something is.
     WrongTarget,
-    /// Anything else.
+    /// The card refused it for another reason, or it was not sent.
     Failed,
+    /// The card did not say how it ended, so nobody knows whether it tracks.
+    Unknown,
 }
 
 /// What a harvest has to do.
@@ -183,7 +185,7 @@ impl Log {
         match sent {
             Sent::Done | Sent::WrongTarget => self.tracking = Tracking::Off,
             Sent::Suspended => self.found_suspended(),
-            Sent::Failed => return false,
+            Sent::Failed | Sent::Unknown => return false,
         }
         true
     }
@@ -209,8 +211,11 @@ impl Log {
                 self.tracking = Tracking::Stale;
                 Some(false)
             }
-            Sent::WrongTarget | Sent::Failed => {
+            Sent::WrongTarget | Sent::Failed | Sent::Unknown => {
                 self.cleared = false;
+                if sent == Sent::Unknown {
+                    self.tracking = Tracking::Stale;
+                }
                 self.wish = if waited { Wish::Lost } else { Wish::Nothing };
                 None
             }
@@ -431,6 +436,28 @@ mod tests {
         assert!(log.start(), "start helps");
         assert_eq!(log.started(Sent::Done), Some(false));
         assert!(!log.start());
+    }
+
+    /// What the card tracks now nobody wants; it would keep descriptors from others.
+    #[test]
+    fn a_start_without_an_answer_is_stopped() {
+        for waited in [false, true] {
+            let mut log = Log::new();
+            if waited {
+                log.suspend();
+            }
+            assert!(log.start());
+            log.run();
+            assert_eq!(log.started(Sent::Unknown), None);
+            assert_eq!((log.is_lost(), log.is_wanted()), (waited, waited));
+            assert!(log.holds_descriptors());
+            assert_eq!(log.next(), Step::Stop);
+            assert!(!log.stopped(Sent::Unknown));
+            assert_eq!(log.next(), Step::Stop);
+            assert!(log.stopped(Sent::WrongTarget));
+            assert_eq!(log.next(), Step::Nothing);
+            assert!(!log.holds_descriptors());
+        }
     }
 
     #[test]

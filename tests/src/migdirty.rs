@@ -8,11 +8,11 @@ use crate::sysfs::{self, Function};
 use crate::vfio::log::{range, Pages, Range};
 use crate::{check, check_eq, module};
 use migdirty_uapi::{
-    MigdirtyCard, MigdirtyFunctionInfo, MigdirtyLogStart, MigdirtyLogSync, MigdirtyRange,
-    MigdirtyState, MigdirtyTarget, MAX_STATE, MIGDIRTY_CARD_LIVE, MIGDIRTY_GET_CARD,
-    MIGDIRTY_GET_FUNCTION, MIGDIRTY_LOG_START, MIGDIRTY_LOG_STOP, MIGDIRTY_LOG_SYNC,
-    MIGDIRTY_PAUSE, MIGDIRTY_RESTORE, MIGDIRTY_RESUME, MIGDIRTY_SAVE, MIGDIRTY_SYNC_COMPLETE,
-    MIGDIRTY_SYNC_MORE,
+    MigdirtyCard, MigdirtyFunctionInfo, MigdirtyIdentity, MigdirtyLogStart, MigdirtyLogSync,
+    MigdirtyRange, MigdirtyState, MigdirtyTarget, MAX_STATE, MIGDIRTY_CARD_LIVE, MIGDIRTY_GET_CARD,
+    MIGDIRTY_GET_FUNCTION, MIGDIRTY_GET_IDENTITY, MIGDIRTY_LOG_START, MIGDIRTY_LOG_STOP,
+    MIGDIRTY_LOG_SYNC, MIGDIRTY_PAUSE, MIGDIRTY_RESTORE, MIGDIRTY_RESUME, MIGDIRTY_SAVE,
+    MIGDIRTY_SYNC_COMPLETE, MIGDIRTY_SYNC_MORE,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -233,6 +233,29 @@ impl Tool<'_> {
         // CAST: 64-bit machines only.
         self.save_into(MAX_STATE as usize / 8)?
             .map_err(|_| Errno::NOSPC)
+    }
+
+    /// The identity record, of at most `room` bytes; `ENOSPC` when they are too few.
+    pub fn identity(&self, room: usize) -> Result<Vec<u8>, Errno> {
+        self.identity_into(room)?.map_err(|_| Errno::NOSPC)
+    }
+
+    /// The same; the size that is needed when the room is too small.
+    pub fn identity_into(&self, room: usize) -> Result<Result<Vec<u8>, u32>, Errno> {
+        let mut data = vec![0; room];
+        let mut identity = MigdirtyIdentity {
+            data: address_of_bytes(&mut data),
+            // CAST: tests have little room.
+            size: room as u32,
+            ..MigdirtyIdentity::question(self.address)
+        };
+        match ioctl_with(self.file, MIGDIRTY_GET_IDENTITY, &mut identity) {
+            Ok(()) => {}
+            Err(Errno::NOSPC) => return Ok(Err(identity.size)),
+            Err(error) => return Err(error),
+        }
+        data.truncate(identity.size as usize);
+        Ok(Ok(data))
     }
 
     /// Sets its state.

@@ -153,23 +153,36 @@ impl Drop for Pages {
 #[derive(Debug)]
 pub struct Bar {
     start: *mut c_void,
+    writable: bool,
 }
 
 impl Bar {
-    /// Maps it from an open `resourceN` file of sysfs.
+    /// Maps it from a `resourceN` file of sysfs that is open for reading.
     pub fn new(resource: BorrowedFd<'_>) -> Result<Self> {
+        Self::map(resource, ProtFlags::READ)
+    }
+
+    /// Maps it from one that is open for writing too.
+    pub fn new_writable(resource: BorrowedFd<'_>) -> Result<Self> {
+        Self::map(resource, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    fn map(resource: BorrowedFd<'_>, protection: ProtFlags) -> Result<Self> {
         // SAFETY: a new mapping at an address that the kernel chooses.
         let start = unsafe {
             mmap(
                 ptr::null_mut(),
                 PAGE,
-                ProtFlags::READ,
+                protection,
                 MapFlags::SHARED,
                 resource,
                 0,
             )
         }?;
-        Ok(Self { start })
+        Ok(Self {
+            start,
+            writable: protection.contains(ProtFlags::WRITE),
+        })
     }
 
     /// Reads a 32-bit register.
@@ -179,6 +192,24 @@ impl Bar {
         }
         // SAFETY: inside of the mapping and aligned, just checked.
         Ok(unsafe { self.start.byte_add(offset).cast::<u32>().read_volatile() })
+    }
+
+    /// Writes a 32-bit register. `EACCES` when it is not mapped for that.
+    pub fn write32(&self, offset: usize, value: u32) -> Result<()> {
+        if offset % 4 != 0 || offset > PAGE - 4 {
+            return Err(Errno::INVAL);
+        }
+        if !self.writable {
+            return Err(Errno::ACCESS);
+        }
+        // SAFETY: inside of the mapping, aligned and writable, just checked.
+        unsafe {
+            self.start
+                .byte_add(offset)
+                .cast::<u32>()
+                .write_volatile(value);
+        }
+        Ok(())
     }
 }
 

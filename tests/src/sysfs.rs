@@ -141,6 +141,17 @@ impl Function {
         Ok(true)
     }
 
+    /// Writes a register in BAR0 under the hands of its driver.
+    pub fn write_register(&self, offset: usize, value: u32) -> Result<()> {
+        let path = self.path().join("resource0");
+        let mut options = File::options();
+        let file = options.read(true).write(true).open(&path);
+        let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        let bar = Bar::new_writable(file.as_fd())
+            .with_context(|| format!("cannot map {}", path.display()))?;
+        Ok(bar.write32(offset, value)?)
+    }
+
     /// Looks at the registers in BAR0 of a function that no driver has.
     pub fn with_registers<T>(&self, look: impl FnOnce(&Bar) -> Result<T>) -> Result<T> {
         let enable = self.path().join("enable");

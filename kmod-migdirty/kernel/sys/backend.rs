@@ -198,14 +198,15 @@ unsafe extern "C" fn migdirty_claim(
 
 fn claim(pdev: &pci::Device, front_end: FrontEnd) -> Result<Arc<Function>> {
     let function = locate::function_of(pdev)?;
-    // Who claims a function of a dead card would never hear that it is lost.
-    if !function.card().is_live() {
-        return Err(ENODEV);
-    }
     if !function.card().can_migrate() {
         return Err(not_supported());
     }
     function.claim(front_end)?;
+    // Behind the claim: a card that dies from here on tells, one that died before may not.
+    if !function.card().is_live() {
+        function.release();
+        return Err(ENODEV);
+    }
     Ok(function)
 }
 

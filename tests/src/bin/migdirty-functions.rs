@@ -3,14 +3,14 @@
 //! What tools do with functions through `/dev/migdirty`: pause, resume, logs, states, and the
 //! refusals. The functions work for plain vfio-pci, so the test knows every page that they write.
 //!
-//! Needs root, vfio-pci loaded, the module not loaded, and a card whose first two functions share
-//! namespace 1, which loses its content.
+//! Needs root, vfio-pci loaded, the module not loaded, and the card ZSFUNC0001 with two functions that
+//! share namespace 1 of 16 MiB, which loses its content, and have no other.
 
 use clap::Parser;
 use migdirty_uapi::{
-    MigdirtyFunctionInfo, MigdirtyIdentity, MigdirtyLogStart, MigdirtyLogSync, MigdirtyRange,
-    MigdirtyState, MigdirtyTarget, MAX_ARGSZ, MAX_LOG_RANGES, MAX_STATE, MAX_SYNC_RANGES,
-    MIGDIRTY_FUNCTION_LIVE, MIGDIRTY_FUNCTION_LOGGING, MIGDIRTY_FUNCTION_LOG_LOST,
+    MigdirtyCard, MigdirtyFunctionInfo, MigdirtyIdentity, MigdirtyLogStart, MigdirtyLogSync,
+    MigdirtyRange, MigdirtyState, MigdirtyTarget, MAX_ARGSZ, MAX_LOG_RANGES, MAX_STATE,
+    MAX_SYNC_RANGES, MIGDIRTY_FUNCTION_LIVE, MIGDIRTY_FUNCTION_LOGGING, MIGDIRTY_FUNCTION_LOG_LOST,
     MIGDIRTY_FUNCTION_OWNED_BY_TOOL, MIGDIRTY_FUNCTION_SUSPENDED, MIGDIRTY_GET_FUNCTION,
     MIGDIRTY_GET_IDENTITY, MIGDIRTY_LOG_START, MIGDIRTY_LOG_STOP, MIGDIRTY_LOG_SYNC,
     MIGDIRTY_PAUSE, MIGDIRTY_RESTORE, MIGDIRTY_RESUME, MIGDIRTY_SAVE,
@@ -65,6 +65,12 @@ impl Setup {
         }
     }
 
+    /// SUBNQN of the card.
+    fn subnqn(&self) -> Result<String, Stop> {
+        let card = get(&self.file, number(&self.card))?;
+        Ok(card.text(std::mem::offset_of!(MigdirtyCard, subnqn), 256))
+    }
+
     /// Starts the first function, and gives it to the test.
     fn running(&self, test: impl FnOnce(&mut Nvme<'_>, &Tool<'_>) -> Outcome) -> Outcome {
         let address = &self.functions[0].address;
@@ -97,6 +103,7 @@ type Test = (&'static str, fn(&Setup) -> Outcome);
 
 const TESTS: &[Test] = &[
     ("describe", describe),
+    ("identity", identity),
     ("pause_and_resume", pause_and_resume),
     ("pause_without_controller", pause_without_controller),
     ("log_is_exact", log_is_exact),
@@ -188,6 +195,49 @@ fn describe(setup: &Setup) -> Outcome {
         check_eq!(tool.pause(), Err(Errno::NOENT), "pause of {address:#x}");
     }
     Ok(())
+}
+
+/// Field by field as docs/interfaces.md, section 13 has it. Namespace 2 belongs to no function.
+fn identity(setup: &Setup) -> Outcome {
+    let mut golden = Vec::new();
+    // PCI vendor, device, subsystem vendor, subsystem; revision and class.
+    golden.extend([0x53, 0x5a, 2, 0, 0x53, 0x5a, 2, 0]);
+    golden.extend([1, 0x02, 0x08, 0x01]);
+    golden.extend(format!("{:<20}{:<40}", "ZSFUNC0001", "Zeroshift zerocard").bytes());
+    let subnqn = setup.subnqn()?;
+    golden.extend([subnqn.len() as u8, 0]);
+    golden.extend(subnqn.bytes());
+    // Known: one.
+    golden.extend([1, 0, 1, 0, 0, 0]);
+    // NSID 1, blocks of 2^9 bytes, 32768 of them, no EUI64; then its NGUID.
+    golden.extend([1, 0, 0, 0, 9, 0, 0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0]);
+    golden.extend([0; 8]);
+    let mut nguids = Vec::new();
+    for index in 0..2 {
+        let tool = setup.tool(index);
+        let size = golden.len() + 16;
+        // CAST: a few hundred bytes.
+        let needed = Err(size as u32);
+        check_eq!(tool.identity_into(0)?, needed, "size without room");
+        check_eq!(
+            tool.identity_into(size - 1)?,
+            needed,
+            "size, too little room"
+        );
+        let record = tool.identity(size)?;
+        check_eq!(tool.identity(size + 1)?, record, "with more room");
+        let (fields, nguid) = record.split_at(golden.len());
+        check_eq!(fields, &golden[..], "record of function {index}");
+        nguids.push(nguid.to_vec());
+    }
+    check_eq!(nguids[0], nguids[1], "NGUID of a shared namespace");
+    // What its driver is told.
+    setup.running(|nvme, _| {
+        nvme.identify_namespace(1, DATA.iova)?;
+        let own = &nvme.dma().page(DATA.iova)[104..120];
+        check_eq!(own, &nguids[0][..], "NGUID");
+        Ok(())
+    })
 }
 
 fn pause_and_resume(setup: &Setup) -> Outcome {

@@ -36,7 +36,14 @@ fn on(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
     let modules = session.modules(kind)?;
     let programs = userspace::build(session)?;
     let run = session.cache.run_dir("card")?;
-    let options = ["--namespace", "memory=16M", "--functions", "2"].map(str::to_owned);
+    // The second namespace belongs to nobody.
+    let options = [
+        "--namespace=memory=16M",
+        "--namespace=memory=1M",
+        "--function=namespaces=1",
+        "--function=namespaces=1",
+    ]
+    .map(str::to_owned);
     let card = Card::start(
         &session.cache,
         &programs.path("zerocard"),

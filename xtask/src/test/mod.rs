@@ -180,6 +180,12 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         level: Level::Kernel,
+        name: "broken-functions",
+        what: "cards that break while they pause, log and move functions, or are reset",
+        run: broken::functions_test_kernel,
+    },
+    Scenario {
+        level: Level::Kernel,
         name: "functions",
         what: "logs, pauses and states of functions, by /dev/migdirty",
         run: functions::test_kernel,
@@ -273,6 +279,12 @@ const SCENARIOS: &[Scenario] = &[
         name: "broken-cards",
         what: "a few cards that break, and a leak scan, on the debug kernel",
         run: broken::debug_kernel,
+    },
+    Scenario {
+        level: Level::Debug,
+        name: "broken-functions",
+        what: "cards that break while they work on functions, and a leak scan, on the debug kernel",
+        run: broken::functions_debug_kernel,
     },
     Scenario {
         level: Level::Debug,
