@@ -170,7 +170,9 @@ impl Function {
     pub(crate) fn log_put_back(&self, spans: &[Span]) {
         let mut protocol = self.protocol.lock();
         let mut dirty = self.dirty.lock();
-        let kept = spans.iter().try_for_each(|span| dirty.mark(*span).map(drop));
+        let kept = spans
+            .iter()
+            .try_for_each(|span| dirty.mark(*span).map(drop));
         drop(dirty);
         if kept.is_err() {
             self.lose_log(&mut protocol, "no memory");
