@@ -154,15 +154,12 @@ impl Function {
         Ok(())
     }
 
-    /// The function was reset by its owner: it runs, and a log that waited for that starts.
+    /// The function was reset: it runs, and a log that waited for that starts.
+    ///
+    /// The card is told to let it run, because a reset can fail, and a Suspend that was under way
+    /// when it came may have been sent again after it.
     pub(crate) fn was_reset(&self) -> Result {
-        let mut protocol = self.protocol.lock();
-        self.runs(&mut protocol);
-        if self.card().is_live() {
-            Ok(())
-        } else {
-            Err(EIO)
-        }
+        self.resume_with(&mut self.protocol.lock())
     }
 
     /// The function runs: the card is told what had to wait. A log that cannot start then is lost,
