@@ -156,6 +156,12 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         level: Level::Stock,
+        name: "vfio-variant",
+        what: "both modules on the stock kernel, which has no IOMMUFD: functions work and move",
+        run: variant::stock,
+    },
+    Scenario {
+        level: Level::Stock,
         name: "kdir",
         what: "modules for a user's own tree, with Rust metadata and without",
         run: kdir::scenario,

@@ -70,6 +70,70 @@ pub(super) fn plain(session: &Session, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
+/// What is tried on the stock kernel, which has no IOMMUFD: no character devices, and no reports of a log, so none
+/// is offered.
+const STOCK_PROGRAMS: [(&str, &str); 2] = [
+    (
+        "vfio-plain",
+        "--access group --function $1 --migratable --no-log",
+    ),
+    (
+        "vfio-migrate",
+        "--access group --function $1 --other $2 --only group.idle",
+    ),
+];
+
+/// Level `stock`: both modules load, functions work and move, both modules unload.
+pub(super) fn stock(session: &Session, results: &mut Results) -> Result<()> {
+    let programs = userspace::build(session)?;
+    let run = session.cache.run_dir("card")?;
+    let card = card(session, run.path(), SERIAL, 2, &[])?;
+    let mut overlay = with_modules(session, Kind::Stock)?.job("load", LOAD);
+    for (program, arguments) in STOCK_PROGRAMS {
+        let script = format!("{FUNCTIONS}; {program} --driver zeroshift_vfio_pci {arguments}");
+        overlay = overlay
+            .file(&format!("/zs/bin/{program}"), &programs.path(program))
+            .job(program, &script);
+    }
+    let transcript = L1 {
+        name: "stock-variant",
+        kernel: session.kernel(Kind::Stock)?,
+        iommu: Iommu::Vtd,
+        functions: card.sockets(),
+        memory_mib: 1024,
+        modules: &VFIO,
+        nested: false,
+        peers: false,
+        overlay: overlay.job(
+            "unload",
+            "set -e; rmmod zeroshift_vfio_pci; rmmod migdirty; ! test -e /dev/migdirty",
+        ),
+        limit: Duration::from_secs(900),
+    }
+    .run(session.place()?)?;
+    results.check("boots, and the kernel reports nothing", transcript.check());
+    results.check("the modules load", succeeded(&transcript, "load").map(drop));
+    for (program, _) in STOCK_PROGRAMS {
+        results.ktap(&transcript, program);
+    }
+    results.check(
+        "the modules unload",
+        succeeded(&transcript, "unload").map(drop),
+    );
+    results.check("the card ends in peace", card.stop());
+    Ok(())
+}
+
+/// An overlay with our modules for a kernel.
+fn with_modules(session: &Session, kind: Kind) -> Result<Overlay> {
+    let modules = session.modules(kind)?;
+    let mut overlay = Overlay::new();
+    for name in ["migdirty", "zeroshift_vfio_pci"] {
+        overlay = overlay.file(&format!("/zs/{name}.ko"), modules.path(name)?);
+    }
+    Ok(overlay)
+}
+
 /// The programs that judge our driver, and their arguments. `$1` and `$2` are functions of one card, `$3` is one of
 /// another, `$4` one of a card that tracks little; `$admin` is the administrative controller of the first.
 const PROGRAMS: [(&str, &str, &str); 8] = [
@@ -107,18 +171,13 @@ pub(super) fn debug_kernel(session: &Session, results: &mut Results) -> Result<(
 
 fn ours(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
     let programs = userspace::build(session)?;
-    let modules = session.modules(kind)?;
     let run = session.cache.run_dir("cards")?;
     let cards = [
         card(session, run.path(), SERIAL, 2, &[])?,
         card(session, run.path(), "ZSVFIO0002", 1, &[])?,
         card(session, run.path(), "ZSVFIO0003", 1, &COARSE)?,
     ];
-    let mut overlay = Overlay::new();
-    for name in ["migdirty", "zeroshift_vfio_pci"] {
-        overlay = overlay.file(&format!("/zs/{name}.ko"), modules.path(name)?);
-    }
-    overlay = overlay.job("load", LOAD);
+    let mut overlay = with_modules(session, kind)?.job("load", LOAD);
     for (job, program, arguments) in PROGRAMS {
         let script = format!(
             "{FUNCTIONS}; admin=$(cd /sys/bus/pci/drivers/migdirty; ls -d 0* | head -n 1)
@@ -168,14 +227,10 @@ const DRIVERS: [&str; 2] = ["vfio-pci", "zeroshift_vfio_pci"];
 /// Level `kernel`: the kernel's own tests of VFIO, and that vfio-pci passes the same ones.
 pub(super) fn kernel_selftests(session: &Session, results: &mut Results) -> Result<()> {
     let kernel = session.kernel(Kind::Test)?;
-    let modules = session.modules(Kind::Test)?;
     let run = session.cache.run_dir("selftests")?;
     let programs = selftests::build(session, &kernel.tree.dir, run.path())?;
     let card = card(session, run.path(), SERIAL, 1, &[])?;
-    let mut overlay = Overlay::new();
-    for name in ["migdirty", "zeroshift_vfio_pci"] {
-        overlay = overlay.file(&format!("/zs/{name}.ko"), modules.path(name)?);
-    }
+    let mut overlay = with_modules(session, Kind::Test)?;
     for (name, path) in selftests::TESTS.iter().zip(&programs) {
         overlay = overlay.file(&format!("/zs/bin/{name}"), path);
     }
