@@ -94,7 +94,8 @@ impl<L: Listener> Drop for Claim<L> {
 struct Table<L>(PhantomData<L>);
 
 impl<L: Listener> Table<L> {
-    const EVENTS: Events = Events {
+    // A reference, because migdirty keeps it.
+    const EVENTS: &'static Events = &Events {
         lost: Some(Self::lost),
     };
 
@@ -118,7 +119,7 @@ impl<L: Listener> Claim<L> {
         to_result(unsafe {
             abi::migdirty_claim(
                 core::ptr::from_ref(pdev).cast_mut().cast(),
-                &Table::<L>::EVENTS,
+                Table::<L>::EVENTS,
                 Arc::as_ptr(&listener).cast_mut().cast(),
                 function.as_mut_ptr(),
             )

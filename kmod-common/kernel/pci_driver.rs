@@ -164,26 +164,37 @@ pub(crate) fn set_dma_mask_64(pdev: &pci::Device<Core<'_>>) -> Result {
     unsafe { pdev.dma_set_mask_and_coherent(DmaMask::new::<64>()) }
 }
 
+/// The command register; `None` when it cannot be read.
+fn command(pdev: *mut bindings::pci_dev) -> Option<u16> {
+    let mut command = 0;
+    // CAST: the constant is 4.
+    let offset = bindings::PCI_COMMAND as i32;
+    // SAFETY: callers pass a valid `struct pci_dev`; `command` is a live local.
+    let ret = unsafe { bindings::pci_read_config_word(pdev, offset, &mut command) };
+    (ret == 0 && command != u16::MAX).then_some(command)
+}
+
 /// Stops the device from reading and writing memory and from sending interrupts, and waits for
-/// what is under way. Callable in any context.
+/// what is under way. Says whether it could until now. Callable in any context.
 ///
 /// Only for whoever knows that the device is bound to this driver.
-pub(crate) fn clear_master<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>) {
+pub(crate) fn clear_master<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>) -> bool {
     let pdev = as_raw(pdev);
+    let before = command(pdev);
     // SAFETY: a `pci::Device` is a valid `struct pci_dev`.
     unsafe { bindings::pci_clear_master(pdev) };
-    let mut command = 0;
     // The answer to a read pushes the device's earlier writes in front of it.
-    // SAFETY: as above; `command` is a live local. The value, and whether there was one, do not
-    // matter.
-    unsafe {
-        bindings::pci_read_config_word(
-            pdev,
-            // CAST: the constant is 4.
-            bindings::PCI_COMMAND as i32,
-            &mut command,
-        )
-    };
+    command(pdev);
+    // CAST: the constant is 4.
+    before.is_some_and(|bits| bits & bindings::PCI_COMMAND_MASTER as u16 != 0)
+}
+
+/// Lets the device read and write memory and send interrupts. Callable in any context.
+///
+/// Only for whoever knows that the device is bound to this driver.
+pub(crate) fn set_master<Ctx: device::DeviceContext>(pdev: &pci::Device<Ctx>) {
+    // SAFETY: a `pci::Device` is a valid `struct pci_dev`.
+    unsafe { bindings::pci_set_master(as_raw(pdev)) }
 }
 
 /// Whether configuration space reads all-ones: the device was pulled out.

@@ -61,8 +61,8 @@ impl Function {
         } else if error.to_errno() == -EOPNOTSUPP {
             dev_info!(
                 pdev,
-                "its card has no live migration or tracks no memory, so it cannot migrate and \
-                 works as plain VFIO\n",
+                "its card has no live migration, tracks no memory, or knows no format of states \
+                 that migdirty knows, so it cannot migrate and works as plain VFIO\n",
             );
         } else {
             dev_warn!(
@@ -117,6 +117,15 @@ impl Operations for Function {
         if !device.migration.has_card() {
             return Ok(Features::default());
         }
+        // What every stream needs: better found out now than when a guest is stopped.
+        if let Err(error) = device.migration.check_card() {
+            if error == ENOMEM {
+                return Err(error);
+            }
+            device.say_why_not(device, error);
+            drop(device.migration.detach());
+            return Ok(Features::default());
+        }
         let low = device.read32(0, CAP)?;
         let high = device.read32(0, CAP + 4)?;
         device.migration.set_registers(Registers {
@@ -145,5 +154,9 @@ impl Operations for Function {
 
     fn reset_done(device: &Device<Self>) {
         device.migration.was_reset();
+    }
+
+    fn cut_off(device: &Device<Self>) {
+        device.migration.cut_off();
     }
 }

@@ -2,11 +2,10 @@
 
 //! The DMA log of a function: what its card says the function has written.
 //!
-//! All state is the back end's, which orders calls by itself; a log is not tied to the migration
-//! state. The migration mutex is only taken to get at the claim, because a report writes to user
-//! memory.
+//! All state is the back end's; a log is not tied to the migration state. The migration mutex is only
+//! taken to get at the claim, and no lock at all is held while a report writes to user memory.
 
-use super::bind::Function;
+use super::{bind::Function, states::Migration};
 use crate::{
     backend::Range,
     logic::log::{granule, range, span},
@@ -16,28 +15,38 @@ use kernel::prelude::*;
 
 impl log::Operations for Function {
     fn log_start(device: &Device<Self>, asked: &log::Ranges<'_>, page_size: u64) -> Result<u64> {
-        let claim = device.migration.claim()?;
         let granule = granule(page_size).ok_or(EINVAL)?;
         let mut ranges = KVec::with_capacity(asked.len(), GFP_KERNEL)?;
         for (first, last) in asked.iter() {
             let (iova, length) = range(first, last).ok_or(EINVAL)?;
             ranges.push(Range { iova, length }, GFP_KERNEL)?;
         }
+        Migration::claim_again(&device.migration);
+        let claim = device.migration.claim()?;
+        let _one = device.migration.log.lock();
         claim.log_start(&ranges, granule)
     }
 
     fn log_stop(device: &Device<Self>) -> Result {
-        device.migration.claim()?.log_stop()
+        let Ok(claim) = device.migration.claim() else {
+            // It went with its card.
+            return Ok(());
+        };
+        let _one = device.migration.log.lock();
+        claim.log_stop()
     }
 
     fn log_read_and_clear(
         device: &Device<Self>,
         iova: u64,
         length: u64,
-        bitmap: &mut IovaBitmap,
+        bitmap: &mut IovaBitmap<'_>,
     ) -> Result {
         let claim = device.migration.claim()?;
-        claim.log_harvest()?;
+        {
+            let _one = device.migration.log.lock();
+            claim.log_harvest()?;
+        }
         let Some((first, last)) = span(iova, length) else {
             return Ok(());
         };

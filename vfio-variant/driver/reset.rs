@@ -4,7 +4,7 @@
 //! card.
 
 use super::states::Migration;
-use crate::{backend::Listener, common::pci_driver::clear_master, logic::arcs::State};
+use crate::{backend::Listener, logic::arcs::State};
 use kernel::prelude::*;
 
 impl Migration {
@@ -15,21 +15,24 @@ impl Migration {
     /// answer.
     pub(super) fn was_reset(&self) {
         let mut inner = self.inner.lock();
-        let Some(claim) = inner.claim.clone() else {
+        inner.was_reset(&self.pdev);
+        // No card, or none any more: then nothing suspends it.
+        let Ok(claim) = inner.card() else {
             return;
         };
-        inner.end_files();
-        inner.state = State::Running;
-        if inner.lost {
-            return;
-        }
         if let Err(error) = claim.was_reset() {
+            inner.fence(&self.pdev);
             dev_warn!(
                 self.pdev,
-                "its card was not told that it was reset ({:?}); start its log again\n",
+                "it was reset, and its card does not let it run ({:?}); reset it again\n",
                 error,
             );
         }
+    }
+
+    /// The way to the function broke down (AER), and what it was told is gone.
+    pub(super) fn cut_off(&self) {
+        self.inner.lock().fail();
     }
 }
 
@@ -37,24 +40,19 @@ impl Listener for Migration {
     fn lost(&self) {
         let mut inner = self.inner.lock();
         inner.lost = true;
-        if inner.claim.is_none() {
-            // Not open yet, or not any more.
-            return;
-        }
-        let state = inner.state.when_card_is_lost();
-        if state == State::Error {
+        if inner.state.when_card_is_lost() == State::Error {
             // It was suspended, and may go on by itself from now on.
-            clear_master(&self.pdev);
-            inner.end_files();
-            inner.state = state;
+            inner.fence(&self.pdev);
             dev_warn!(
                 self.pdev,
                 "its card was lost in the middle of a migration; reset the function\n",
             );
         } else {
+            // In PRE_COPY the user is to learn at once that nothing will come of it.
+            inner.end_files();
             dev_warn!(
                 self.pdev,
-                "its card was lost; it goes on, and cannot migrate until it is opened again\n",
+                "its card was lost; it goes on, and cannot migrate until its card is back\n",
             );
         }
     }

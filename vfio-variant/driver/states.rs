@@ -6,6 +6,9 @@
 //! an arc is never half done for anybody; it is never held over an access to user memory, because a
 //! reset takes it with locks held that page faults wait for. Owned by the device and, as a
 //! listener, by the claim, which close takes out again.
+//!
+//! The state that is shown is what is known: where the outcome of a command is not, it is ERROR, and
+//! the function is kept from memory.
 
 use super::{
     bind::{Function, EOPNOTSUPP},
@@ -14,6 +17,7 @@ use super::{
 };
 use crate::{
     backend::{Claim, Format},
+    common::pci_driver::{clear_master, set_master},
     logic::arcs::{self, Action, State},
     stream::{self, identity, record, registers::Registers, writer},
     vfio::{data_file, migration, Device},
@@ -34,15 +38,24 @@ pub(crate) struct Migration {
     pub(super) pdev: ARef<pci::Device>,
     #[pin]
     pub(super) inner: Mutex<Inner>,
+    /// Held over what a log asks of the card, and over nothing else: one at a time, so that the card
+    /// always has a place for an arc or a reset as well.
+    #[pin]
+    pub(super) log: Mutex<()>,
 }
 
 /// What the mutex protects.
 pub(super) struct Inner {
     pub(super) state: State,
-    /// Some from open to close, when a card manages the function.
-    pub(super) claim: Option<Arc<Claim<Migration>>>,
-    /// The card was lost since the device was opened.
+    /// Some from open to close, when a card manages the function. (None as well while
+    /// [`Migration::claim_again`] works, and when that has failed.)
+    claim: Option<Arc<Claim<Migration>>>,
+    /// The card was lost since the function was claimed.
     pub(super) lost: bool,
+    /// From open until its last file was closed.
+    in_use: bool,
+    /// Its user had let it write memory, and may not know that it cannot any more.
+    fenced: bool,
     /// The file of a state that saves.
     saving: Option<Arc<SaveFile>>,
     /// The file of the state RESUMING.
@@ -65,6 +78,8 @@ impl Migration {
                         state: State::Running,
                         claim: None,
                         lost: false,
+                        in_use: false,
+                        fenced: false,
                         saving: None,
                         resuming: None,
                         registers: Registers { cap: 0, version: 0, vectors: 0 },
@@ -73,6 +88,7 @@ impl Migration {
                     },
                     "zeroshift_migration"
                 ),
+                log <- new_mutex!((), "zeroshift_log"),
             }),
             GFP_KERNEL,
         )
@@ -83,6 +99,8 @@ impl Migration {
         let mut inner = self.inner.lock();
         inner.state = State::Running;
         inner.lost = false;
+        inner.in_use = true;
+        inner.fenced = false;
     }
 
     /// A card manages the function.
@@ -95,16 +113,25 @@ impl Migration {
         self.inner.lock().claim.is_some()
     }
 
+    /// Whether its card tells what the header part of a stream has to say.
+    pub(super) fn check_card(&self) -> Result {
+        let claim = self.claim()?;
+        claim.identity(identity::MAX_SIZE)?;
+        claim.format().map(drop)
+    }
+
     /// What the function shows its driver.
     pub(super) fn set_registers(&self, registers: Registers) {
         self.inner.lock().registers = registers;
     }
 
-    /// The device's last file was closed.
+    /// The device's last file was closed. Its function may be suspended and can still write memory,
+    /// so its state stays.
     pub(super) fn end(&self) {
         let mut inner = self.inner.lock();
         inner.end_files();
-        inner.state = State::Running;
+        inner.in_use = false;
+        inner.fenced = false;
     }
 
     /// Takes the claim, for whoever drops it: without the mutex, because `lost` may be waiting for
@@ -113,13 +140,46 @@ impl Migration {
         self.inner.lock().claim.take()
     }
 
-    /// The claim, while the device is open.
+    /// The claim, while the device is open. `EIO`: there is no card any more.
     pub(super) fn claim(&self) -> Result<Arc<Claim<Self>>> {
-        self.inner.lock().claim.clone().ok_or(ENODEV)
+        self.inner.lock().claim.clone().ok_or(EIO)
+    }
+
+    /// Claims a running function whose card was lost once more: its card may be back. (Else every
+    /// pause of a guest would fail until the device is opened again, and VMMs answer that with a
+    /// reset.) Without success nothing changes. Only while the device is open.
+    pub(super) fn claim_again(this: &Arc<Self>) {
+        let old = {
+            let mut inner = this.inner.lock();
+            if !inner.lost || inner.state != State::Running {
+                return;
+            }
+            // `lost` can come for the new claim before it is known here. Until then there is none,
+            // so nobody relies on it.
+            inner.lost = false;
+            inner.claim.take()
+        };
+        drop(old);
+        let claim = Claim::new(&this.pdev, this.clone());
+        match claim.and_then(|claim| Ok(Arc::new(claim, GFP_KERNEL)?)) {
+            Ok(claim) => {
+                dev_info!(this.pdev, "its card is back, so it can migrate again\n");
+                this.attach(claim);
+            }
+            Err(_) => this.inner.lock().lost = true,
+        }
     }
 }
 
 impl Inner {
+    /// The claim, for orders to the card. `EIO`: the card is lost.
+    pub(super) fn card(&self) -> Result<Arc<Claim<Migration>>> {
+        match &self.claim {
+            Some(claim) if !self.lost => Ok(claim.clone()),
+            _ => Err(EIO),
+        }
+    }
+
     /// Ends the data files: what is behind them is not theirs any more.
     pub(super) fn end_files(&mut self) {
         if let Some(file) = self.saving.take() {
@@ -137,55 +197,87 @@ impl Inner {
         }
     }
 
-    /// Nobody knows what the function would do.
-    fn fail(&mut self) {
+    /// It did not become what it should, and has no use before a reset.
+    pub(super) fn fail(&mut self) {
         self.end_files();
         self.state = State::Error;
     }
 
+    /// Nobody knows what the function does: it is kept from memory until it is reset.
+    pub(super) fn fence(&mut self, pdev: &pci::Device) {
+        self.fail();
+        let was_master = clear_master(pdev);
+        self.fenced |= was_master && self.in_use;
+    }
+
+    /// The function was reset, so its user finds it as any reset leaves it.
+    pub(super) fn was_reset(&mut self, pdev: &pci::Device) {
+        self.end_files();
+        self.state = State::Running;
+        if core::mem::take(&mut self.fenced) {
+            set_master(pdev);
+        }
+    }
+
+    /// Suspends the function, or leaves it running.
+    fn suspend(&mut self, pdev: &pci::Device) -> Result {
+        let claim = self.card()?;
+        claim.suspend().inspect_err(|_| {
+            // The card may have suspended it all the same.
+            if claim.resume().is_err() {
+                self.fence(pdev);
+            }
+        })
+    }
+
+    /// Lets the function run.
+    fn resume(&mut self, pdev: &pci::Device) -> Result {
+        self.card()?.resume().inspect_err(|_| self.fence(pdev))
+    }
+
     /// Carries out the arc to `next`.
     fn step(&mut self, device: &Device<Function>, next: State) -> Result<Option<ARef<File>>> {
-        let claim = self.claim.clone().ok_or(ENODEV)?;
         let mut file = None;
         match arcs::action(self.state, next).ok_or(EINVAL)? {
             Action::Nothing => {}
-            Action::Suspend => claim.suspend()?,
-            Action::Resume => claim.resume()?,
+            Action::Suspend => self.suspend(device.pdev())?,
+            Action::Resume => self.resume(device.pdev())?,
             Action::SaveHeader => {
-                let (header, format) = self.header(&claim)?;
+                let (header, format) = self.header()?;
                 let save = SaveFile::new(header, format, migration::wants_precopy_info_v2(device))?;
                 file = Some(data_file::open(save.clone())?);
                 self.saving = Some(save);
             }
             Action::SaveRest => {
                 let save = self.saving.clone().ok_or(EINVAL)?;
-                self.save_rest(&claim, &save)?;
+                self.save_rest(&save)?;
             }
             Action::SaveWhole => {
-                let (header, format) = self.header(&claim)?;
+                let (header, format) = self.header()?;
                 let save = SaveFile::new(header, format, false)?;
-                self.save_rest(&claim, &save)?;
+                self.save_rest(&save)?;
                 file = Some(data_file::open(save.clone())?);
                 self.saving = Some(save);
             }
             Action::EndSave => self.end_files(),
             Action::Load => {
                 let incoming = Incoming {
-                    identity: claim.identity(identity::MAX_SIZE)?,
+                    identity: self.card()?.identity(identity::MAX_SIZE)?,
                     registers: self.registers,
                 };
                 let resume = ResumeFile::new(device.pdev(), incoming)?;
                 file = Some(data_file::open(resume.clone())?);
                 self.resuming = Some(resume);
             }
-            Action::Commit => self.commit(&claim, device.pdev())?,
+            Action::Commit => self.commit(device.pdev())?,
         }
         self.state = next;
         Ok(file)
     }
 
     /// The header part of a stream, and the format that it announces.
-    fn header(&mut self, claim: &Claim<Migration>) -> Result<(KVVec<u8>, Format)> {
+    fn header(&mut self) -> Result<(KVVec<u8>, Format)> {
+        let claim = self.card()?;
         let identity = claim.identity(identity::MAX_SIZE)?;
         let format = claim.format()?;
         let mut header = KVVec::from_elem(
@@ -210,8 +302,14 @@ impl Inner {
     }
 
     /// Gets the state, and puts it behind the header part in `save`.
-    fn save_rest(&mut self, claim: &Claim<Migration>, save: &SaveFile) -> Result {
-        let (state, format) = claim.get_state(self.expected_state())?;
+    fn save_rest(&mut self, save: &SaveFile) -> Result {
+        let got = self.card()?.get_state(self.expected_state());
+        let (state, format) = got.inspect_err(|error| {
+            // It runs, says its card, so what was shown is not true.
+            if *error == EBUSY {
+                self.fail();
+            }
+        })?;
         // The header part, which may be on the other host already, promises a format.
         if format != save.format() {
             return Err(EIO);
@@ -221,7 +319,8 @@ impl Inner {
     }
 
     /// Sets the state that came, when all of it came.
-    fn commit(&mut self, claim: &Claim<Migration>, pdev: &pci::Device) -> Result {
+    fn commit(&mut self, pdev: &pci::Device) -> Result {
+        let claim = self.card()?;
         let Received { state, format } = self.resuming.as_ref().ok_or(EINVAL)?.take()?;
         let format = Format {
             version: format.version,
@@ -258,6 +357,9 @@ impl Inner {
 
 impl migration::Operations for Function {
     fn set_state(device: &Device<Self>, target: State) -> Result<Option<ARef<File>>> {
+        if target != State::Running {
+            Migration::claim_again(&device.migration);
+        }
         let mut inner = device.migration.inner.lock();
         inner.settle();
         if inner.state == State::Error {
@@ -265,9 +367,6 @@ impl migration::Operations for Function {
         }
         let mut file = None;
         while inner.state != target {
-            if inner.lost {
-                return Err(EIO);
-            }
             let next = migration::next_state(device, inner.state, target)?;
             // Only the last arc has one.
             file = inner.step(device, next)?;

@@ -51,12 +51,17 @@ impl State {
         self as u32
     }
 
+    /// Whether the function runs in it, as far as its driver and its user know.
+    pub const fn runs(self) -> bool {
+        matches!(self, Self::Running | Self::PreCopy)
+    }
+
     /// What it becomes when the card is lost: a running function goes on, and what another one
     /// does from then on is not known.
     pub const fn when_card_is_lost(self) -> Self {
-        match self {
-            Self::Running => Self::Running,
-            _ => Self::Error,
+        match self.runs() {
+            true => self,
+            false => Self::Error,
         }
     }
 }
@@ -188,7 +193,7 @@ mod tests {
     /// is read and set only then, and each file is ended before there is another one.
     #[test]
     fn the_function_does_what_its_state_says() {
-        let quiet = |state| !matches!(state, Running | PreCopy);
+        let quiet = |state: State| !state.runs();
         let saving = |state| matches!(state, PreCopy | PreCopyP2p | StopCopy);
         for from in State::ALL {
             for to in State::ALL {
@@ -226,8 +231,9 @@ mod tests {
     #[test]
     fn only_a_running_function_outlives_its_card() {
         for state in State::ALL {
-            let after = state.when_card_is_lost();
-            assert_eq!(after, if state == Running { Running } else { Error });
+            let runs = matches!(state, Running | PreCopy);
+            let expected = if runs { state } else { Error };
+            assert_eq!(state.when_card_is_lost(), expected);
         }
     }
 }

@@ -22,6 +22,14 @@ pub fn span(iova: u64, length: u64) -> Option<(u64, u64)> {
     Some((iova, iova.checked_add(length.checked_sub(1)?)?))
 }
 
+/// The part of `length` bytes from `iova` that lies in a span, as first byte and length; `None` when
+/// there is none.
+pub fn cut(iova: u64, length: u64, (first, last): (u64, u64)) -> Option<(u64, u64)> {
+    let end = iova.saturating_add(length.checked_sub(1)?).min(last);
+    let start = iova.max(first);
+    Some((start, end.checked_sub(start)?.checked_add(1)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +63,21 @@ mod tests {
         assert_eq!(span(u64::MAX, 1), Some((u64::MAX, u64::MAX)));
         assert_eq!(span(u64::MAX, 2), None);
         assert_eq!(span(0, u64::MAX), Some((0, u64::MAX - 1)));
+    }
+
+    #[test]
+    fn cuts() {
+        let span = (0x1000, 0x2fff);
+        assert_eq!(cut(0x1000, 0x2000, span), Some((0x1000, 0x2000)));
+        assert_eq!(cut(0, 0x8000, span), Some((0x1000, 0x2000)));
+        assert_eq!(cut(0x800, 0x801, span), Some((0x1000, 1)));
+        assert_eq!(cut(0x2fff, 9, span), Some((0x2fff, 1)));
+        assert_eq!(cut(0x2000, u64::MAX, span), Some((0x2000, 0x1000)));
+        for (iova, length) in [(0, 0x1000), (0x3000, 0x1000), (0x1000, 0), (0, 0)] {
+            assert_eq!(cut(iova, length, span), None, "{length:#x} at {iova:#x}");
+        }
+        assert_eq!(cut(u64::MAX, 1, (0, u64::MAX)), Some((u64::MAX, 1)));
+        // One more than a length can say.
+        assert_eq!(cut(0, u64::MAX, (0, u64::MAX)), Some((0, u64::MAX)));
     }
 }

@@ -62,8 +62,9 @@ impl<T> Device<T> {
 
     /// The PCI device.
     pub(crate) fn pdev(&self) -> &PciDevice {
-        // SAFETY: set by `vfio_pci_core_init_dev` and constant from then on. The VFIO device holds
-        // a reference to its parent, and `pci::Device` is transparent over `struct pci_dev`.
+        // SAFETY: set by `vfio_pci_core_init_dev` and constant from then on; `pci::Device` is
+        // transparent over `struct pci_dev`. All callbacks of a device come while it is registered,
+        // and as long its parent has a reference from it.
         unsafe { &*(*self.core()).pdev.cast() }
     }
 
@@ -151,13 +152,13 @@ impl<T: Operations> Device<T> {
     pub(super) unsafe fn offer(&self, features: Features) {
         let vdev = self.vdev();
         let (flags, migration): (_, *const _) = match features.migration {
-            true => (migration::FLAGS, &migration::Table::<T>::OPS),
+            true => (migration::FLAGS, migration::Table::<T>::OPS),
             false => (0, core::ptr::null()),
         };
         // A kernel without IOMMUFD_DRIVER has no bitmaps, so it could start a log and never report
         // it, which is worse than none: the user would take everything for clean.
         let log: *const sys::vfio_log_ops = match features.log && cfg!(CONFIG_IOMMUFD_DRIVER) {
-            true => &log::Table::<T>::OPS,
+            true => log::Table::<T>::OPS,
             false => core::ptr::null(),
         };
         // SAFETY: the caller's promise.

@@ -28,7 +28,7 @@ pub(crate) trait Operations: Sized {
         device: &Device<Self>,
         iova: u64,
         length: u64,
-        bitmap: &mut IovaBitmap,
+        bitmap: &mut IovaBitmap<'_>,
     ) -> Result;
 }
 
@@ -69,7 +69,7 @@ impl Ranges<'_> {
 pub(super) struct Table<T>(PhantomData<T>);
 
 impl<T: pci::Operations> Table<T> {
-    pub(super) const OPS: sys::vfio_log_ops = sys::vfio_log_ops {
+    pub(super) const OPS: &'static sys::vfio_log_ops = &sys::vfio_log_ops {
         log_start: Some(Self::log_start),
         log_stop: Some(Self::log_stop),
         log_read_and_clear: Some(Self::log_read_and_clear),
@@ -118,10 +118,12 @@ impl<T: pci::Operations> Table<T> {
         bitmap: *mut bindings::iova_bitmap,
     ) -> c_int {
         // SAFETY: the caller's promise.
-        let (device, bitmap) =
-            unsafe { (Device::<T>::from_vdev(vdev), IovaBitmap::from_raw(bitmap)) };
+        let device = unsafe { Device::<T>::from_vdev(vdev) };
         // CAST: both have 64 bits on the architectures that have VFIO migration.
-        match T::log_read_and_clear(device, iova as u64, length as u64, bitmap) {
+        let (iova, length) = (iova as u64, length as u64);
+        // SAFETY: the caller's promise.
+        let mut bitmap = unsafe { IovaBitmap::new(bitmap, iova, length) };
+        match T::log_read_and_clear(device, iova, length, &mut bitmap) {
             Ok(()) => 0,
             Err(error) => error.to_errno(),
         }

@@ -79,7 +79,7 @@ pub(crate) fn wants_precopy_info_v2<T>(device: &Device<T>) -> bool {
 pub(super) struct Table<T>(PhantomData<T>);
 
 impl<T: pci::Operations> Table<T> {
-    pub(super) const OPS: sys::vfio_migration_ops = sys::vfio_migration_ops {
+    pub(super) const OPS: &'static sys::vfio_migration_ops = &sys::vfio_migration_ops {
         migration_set_state: Some(Self::set_state),
         migration_get_state: Some(Self::get_state),
         migration_get_data_size: Some(Self::get_data_size),

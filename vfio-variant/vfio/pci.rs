@@ -93,6 +93,10 @@ pub(crate) trait Operations:
     /// by the kernel for a reason of its own. May run at any time while the device is bound, also
     /// beside all others; the core's memory lock may be held, so must not access user memory.
     fn reset_done(device: &Device<Self>);
+
+    /// The kernel lost the way to it (AER, DPC) and resets what lies on it, of which no other
+    /// callback tells. Runs as [`Self::reset_done`] does.
+    fn cut_off(device: &Device<Self>);
 }
 
 /// The registration of a driver. Unregisters it when dropped.
@@ -123,7 +127,7 @@ impl<T: Operations> Registration<T> {
                     id_table: T::ID_TABLE.as_ptr(),
                     probe: Some(Adapter::<T>::probe),
                     remove: Some(Adapter::<T>::remove),
-                    err_handler: &Adapter::<T>::ERROR_HANDLERS,
+                    err_handler: Adapter::<T>::ERROR_HANDLERS,
                     // The IOMMU group belongs to whoever opens the device, not to us.
                     driver_managed_dma: true,
                     ..pin_init::zeroed()
@@ -180,19 +184,20 @@ impl Drop for Powered {
 pub(super) struct Adapter<T: Operations>(PhantomData<T>);
 
 impl<T: Operations> Adapter<T> {
-    const ERROR_HANDLERS: bindings::pci_error_handlers = bindings::pci_error_handlers {
-        error_detected: Some(sys::vfio_pci_core_aer_err_detected),
+    // Tables that the kernel keeps are references, so that the compiler answers for their lifetime.
+    const ERROR_HANDLERS: &'static bindings::pci_error_handlers = &bindings::pci_error_handlers {
+        error_detected: Some(Self::error_detected),
         reset_done: Some(Self::reset_done),
         ..pin_init::zeroed()
     };
 
     #[cfg(CONFIG_VFIO_PCI_DMABUF)]
-    const PCI_OPS: sys::vfio_pci_device_ops = sys::vfio_pci_device_ops {
+    const PCI_OPS: &'static sys::vfio_pci_device_ops = &sys::vfio_pci_device_ops {
         get_dmabuf_phys: Some(sys::vfio_pci_core_get_dmabuf_phys),
     };
 
     /// Everything but open, close and what is hidden is plain VFIO.
-    const OPS: sys::vfio_device_ops = sys::vfio_device_ops {
+    const OPS: &'static sys::vfio_device_ops = &sys::vfio_device_ops {
         // The core only reads it.
         name: T::NAME.to_bytes_with_nul().as_ptr().cast_mut(),
         init: Some(Self::init),
@@ -247,7 +252,7 @@ impl<T: Operations> Adapter<T> {
         // SAFETY: the operations are constant; the core asks for memory of this size, zeroed, and
         // calls `init` for it.
         let vdev = from_err_ptr(unsafe {
-            sys::_vfio_alloc_device(size_of::<Device<T>>(), dev, &Self::OPS)
+            sys::_vfio_alloc_device(size_of::<Device<T>>(), dev, Self::OPS)
         })?;
         let core: *mut sys::vfio_pci_core_device = vdev.cast();
         // The core looks for itself there. The driver core clears it when the device is unbound,
@@ -257,7 +262,7 @@ impl<T: Operations> Adapter<T> {
         #[cfg(CONFIG_VFIO_PCI_DMABUF)]
         // SAFETY: not registered yet, so nobody else looks at it.
         unsafe {
-            (*core).pci_ops = &Self::PCI_OPS;
+            (*core).pci_ops = Self::PCI_OPS;
         }
         // SAFETY: initialised, and the driver's data is set.
         let result = to_result(unsafe { sys::vfio_pci_core_register_device(core) });
@@ -295,6 +300,23 @@ impl<T: Operations> Adapter<T> {
             // SAFETY: set by probe; the lock keeps the device bound during the call.
             T::reset_done(unsafe { Device::<T>::from_vdev(data.cast()) });
         }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::reset_done`].
+    unsafe extern "C" fn error_detected(
+        pdev: *mut bindings::pci_dev,
+        state: bindings::pci_channel_state_t,
+    ) -> bindings::pci_ers_result_t {
+        // SAFETY: `pdev` is valid.
+        let data = unsafe { bindings::dev_get_drvdata(&raw const (*pdev).dev) };
+        if state != bindings::pci_channel_io_normal && !data.is_null() {
+            // SAFETY: set by probe; the lock keeps the device bound during the call.
+            T::cut_off(unsafe { Device::<T>::from_vdev(data.cast()) });
+        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { sys::vfio_pci_core_aer_err_detected(pdev, state) }
     }
 
     /// # Safety

@@ -192,14 +192,23 @@ fn card_lost(arguments: &Arguments, access: Access, state: State, lose: &Lose) -
         go(nvme, State::Running)?;
         nvme.device.start_log(PAGE, &[DATA])?;
         works(nvme, DATA.iova)?;
-        let _file = reach(nvme, state, &stream)?;
+        let file = reach(nvme, state, &stream)?;
 
         lose(&admin)?;
-        if state == State::Running {
-            check_eq!(nvme.device.state()?, State::Running, "state");
+        if let Some(file) = &file {
+            is_dead(file, state)?;
+        }
+        if state.runs() {
+            check_eq!(nvme.device.state()?, state, "state");
             works(nvme, DATA.iova)?;
-            let stop = nvme.device.set_state(State::Stop).err();
-            check_eq!(stop, Some(Errno::IO), "RUNNING to STOP without a card");
+            for to in [State::Stop, State::StopCopy, State::PreCopyP2p] {
+                let result = nvme.device.set_state(to).err();
+                check_eq!(result, Some(Errno::IO), "{state:?} to {to:?}");
+            }
+            // The ways to some of these begin with RUNNING.
+            check!(nvme.device.state()?.runs(), "state after it");
+            go(nvme, State::Running)?;
+            works(nvme, DATA.iova)?;
         } else {
             check_eq!(
                 nvme.device.state()?,
@@ -217,21 +226,26 @@ fn card_lost(arguments: &Arguments, access: Access, state: State, lose: &Lose) -
         check!(start.is_err(), "a log without a card: {start:?}");
         check_eq!(nvme.device.report(DATA), Err(Errno::IO), "report");
 
-        // As plain VFIO it goes on, after a reset.
+        // As plain VFIO it goes on, after a reset, which leaves the command register alone.
         nvme.device.reset()?;
         check_eq!(nvme.device.state()?, State::Running, "state after a reset");
+        check_eq!(function.command()? & 4, 4, "bus master after a reset");
         nvme.start_again(Wish::default())?;
         works(nvme, DATA.iova)?;
         let stop = nvme.device.set_state(State::Stop).err();
         check_eq!(stop, Some(Errno::IO), "RUNNING to STOP without a card");
 
-        // Until it is opened again, also with the card there.
-        admin.bind(BACK_END)?;
-        let stop = nvme.device.set_state(State::Stop).err();
-        check_eq!(stop, Some(Errno::IO), "RUNNING to STOP with the card");
+        // When its card is back, so is everything but the log.
         check_eq!(nvme.device.stop_log(), Ok(()), "stop of a log that is lost");
+        admin.bind(BACK_END)?;
+        check!(nvme.device.report(DATA).is_err(), "report of a lost log");
+        let mut ledger = Ledger::start(nvme, PAGE, &[DATA])?;
         works(nvme, DATA.iova)?;
-        Ok(())
+        ledger.settle(nvme)?;
+        stream::check(&save(nvme)?)?;
+        go(nvme, State::Running)?;
+        works(nvme, DATA.iova)?;
+        Ok(ledger.settle(nvme)?)
     });
     if admin.driver().as_deref() != Some(BACK_END) {
         admin.bind(BACK_END)?;

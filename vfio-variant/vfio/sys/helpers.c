@@ -69,6 +69,8 @@ const struct zs_layout_entry zs_layout_table[] = {
 	ZS_OFFSET(struct vfio_pci_core_device, msix_bar),
 	ZS_OFFSET(struct vfio_pci_core_device, msix_size),
 	ZS_SIZE(struct vfio_pci_device_ops),
+	ZS_SIZE(struct rb_root_cached),
+	ZS_SIZE(wait_queue_head_t),
 	ZS_SIZE(struct interval_tree_node),
 	ZS_OFFSET(struct interval_tree_node, start),
 	ZS_OFFSET(struct interval_tree_node, last),
