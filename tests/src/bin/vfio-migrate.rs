@@ -55,6 +55,7 @@ const TESTS: &[(&str, Test)] = &[
     ("back_and_forth", (None, 32, back_and_forth)),
     ("source_goes_on", (None, 64, source_goes_on)),
     ("both_at_work", (None, 64, both_at_work)),
+    ("configuration_space", (None, 64, configuration_space)),
 ];
 
 fn main() -> ExitCode {
@@ -352,6 +353,32 @@ fn source_goes_on(nvme: &mut Nvme<'_>, other: Device) -> Outcome {
     other.reset()?;
     move_to(nvme, other)?;
     is_at_work(nvme, 12)
+}
+
+/// VMMs refuse a destination whose configuration space is another one. Nothing but what the header says of this
+/// machine may differ, by reads of any width.
+#[allow(clippy::needless_pass_by_value)] // As every test.
+fn configuration_space(nvme: &mut Nvme<'_>, other: Device) -> Outcome {
+    /// Behind the header, where command, status and BARs are.
+    const FROM: u64 = 0x40;
+    let whole = |device: &Device| device.read_config::<{ 4096 - FROM as usize }>(FROM);
+    let mine = whole(&nvme.device)?;
+    let differs = |theirs: &[u8]| mine.iter().zip(theirs).position(|(a, b)| a != b);
+    check_eq!(differs(&whole(&other)?), None, "in one read");
+    let mut by_width = [Vec::new(), Vec::new(), Vec::new()];
+    for at in FROM..4096 {
+        by_width[0].extend(other.read_config::<1>(at)?);
+        if at % 2 == 0 {
+            by_width[1].extend(other.read_config::<2>(at)?);
+        }
+        if at % 4 == 0 {
+            by_width[2].extend(other.read_config::<4>(at)?);
+        }
+    }
+    for (theirs, width) in by_width.iter().zip([1, 2, 4]) {
+        check_eq!(differs(theirs), None, "in reads of {width} bytes");
+    }
+    Ok(())
 }
 
 /// The other function can be used by somebody else while this one is stopped, saved and resumed.
