@@ -135,8 +135,9 @@ fn with_modules(session: &Session, kind: Kind) -> Result<Overlay> {
 }
 
 /// The programs that judge our driver, and their arguments. `$1` and `$2` are functions of one card, `$3` is one of
-/// another, `$4` one of a card that tracks little; `$admin` is the administrative controller of the first.
-const PROGRAMS: [(&str, &str, &str); 8] = [
+/// another, `$4` one of a card that tracks little, `$5` one of a card that refuses; `$admin` is the administrative
+/// controller of the first.
+const PROGRAMS: [(&str, &str, &str); 9] = [
     ("vfio-plain", "vfio-plain", "--migratable --function $1"),
     ("vfio-states", "vfio-states", "--function $1"),
     ("vfio-log", "vfio-log", "--function $1"),
@@ -152,6 +153,7 @@ const PROGRAMS: [(&str, &str, &str); 8] = [
         "vfio-stream",
         "--access cdev --function $1 --other $2 --foreign $3",
     ),
+    ("vfio-faults", "vfio-faults", "--function $5"),
     (
         "vfio-lifetime",
         "vfio-lifetime",
@@ -176,6 +178,7 @@ fn ours(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
         card(session, run.path(), SERIAL, 2, &[])?,
         card(session, run.path(), "ZSVFIO0002", 1, &[])?,
         card(session, run.path(), "ZSVFIO0003", 1, &COARSE)?,
+        card(session, run.path(), "ZSVFIO0004", 1, &REFUSALS)?,
     ];
     let mut overlay = with_modules(session, kind)?.job("load", LOAD);
     for (job, program, arguments) in PROGRAMS {
@@ -220,6 +223,20 @@ fn ours(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
 
 /// A card that cannot track much: few ranges, and no small granules.
 const COARSE: [&str; 4] = ["--granules", "64K..2M", "--max-ranges", "4"];
+
+/// A card that refuses, for good, every few Suspends, Resumes, states, starts and stops of logs, and reports.
+const REFUSALS: [&str; 10] = [
+    "--fault",
+    "op=migration-send,sel=0,every=3,status=0/6,dnr",
+    "--fault",
+    "op=migration-send,sel=1,every=4,status=0/6,dnr",
+    "--fault",
+    "op=migration-receive,every=3,status=0/6,dnr",
+    "--fault",
+    "op=track-send,every=5,status=0/6,dnr",
+    "--fault",
+    "op=track-receive,every=7,status=0/6,dnr",
+];
 
 /// The drivers that the kernel's own tests look at.
 const DRIVERS: [&str; 2] = ["vfio-pci", "zeroshift_vfio_pci"];
