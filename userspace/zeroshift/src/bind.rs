@@ -20,6 +20,9 @@ use std::path::Path;
 
 /// What changes the driver of a function.
 trait Kernel {
+    /// The driver that alone may take the function; empty when any may that fits.
+    fn get_override(&self, address: &str) -> io::Result<String>;
+
     /// Only this driver may take the function; with an empty name, any that fits.
     fn set_override(&self, address: &str, driver: &str) -> io::Result<()>;
 
@@ -31,6 +34,14 @@ trait Kernel {
 }
 
 impl Kernel for Sysfs {
+    fn get_override(&self, address: &str) -> io::Result<String> {
+        let text = std::fs::read_to_string(self.function(address).join("driver_override"))?;
+        Ok(match text.trim_end() {
+            "(null)" => String::new(),
+            name => name.to_owned(),
+        })
+    }
+
     fn set_override(&self, address: &str, driver: &str) -> io::Result<()> {
         let file = self.function(address).join("driver_override");
         put(&file, &format!("{driver}\n"))
@@ -120,6 +131,11 @@ impl Machine<'_> {
             self.check_group(&address).with_context(cannot)?;
             self.check_usage(&options.function).with_context(cannot)?;
         }
+        let old = self
+            .kernel
+            .get_override(&address)
+            .map_err(|error| hint(&error))
+            .with_context(cannot)?;
         self.kernel
             .set_override(&address, driver)
             .map_err(|error| hint(&error))
@@ -134,10 +150,11 @@ impl Machine<'_> {
                 bail!("{}: it did not take it ('dmesg' says why)", cannot());
             });
         if let Err(error) = bound {
-            // As it was, as far as that goes.
+            // As it was, as far as that goes. What was kept from the usual driver stays so: it may
+            // be the disk of a guest.
             let back = self
                 .kernel
-                .set_override(&address, "")
+                .set_override(&address, &old)
                 .and_then(|()| self.kernel.probe(&address));
             let now = self.sysfs.driver(&address);
             let now = now.as_deref().unwrap_or("no driver");
@@ -156,6 +173,18 @@ impl Machine<'_> {
         let address = options.function.address.to_string();
         let before = self.driver_now(&address)?;
         let cannot = || format!("cannot unbind {address}");
+        let old = self
+            .kernel
+            .get_override(&address)
+            .map_err(|error| hint(&error))
+            .with_context(cannot)?;
+        let usual = before.as_deref().is_some_and(|name| !name.contains("vfio"));
+        if old.is_empty() && usual {
+            return Ok(Done {
+                after: before.clone(),
+                before,
+            });
+        }
         if !options.force {
             self.check_usage(&options.function).with_context(cannot)?;
         }
@@ -205,6 +234,9 @@ impl Machine<'_> {
     fn check_usage(&self, options: &FunctionOptions) -> Result<()> {
         let address = options.address.to_string();
         let mut users = usage::users(self.sysfs, &self.system, &address);
+        if self.sysfs.driver(&address).as_deref() == Some("migdirty") {
+            users.push("migdirty drives the functions of a card with it".into());
+        }
         let info = self
             .backend
             .and_then(|backend| backend.function(options.address).ok());
@@ -350,6 +382,10 @@ mod tests {
     }
 
     impl Kernel for World {
+        fn get_override(&self, _: &str) -> io::Result<String> {
+            Ok(self.chosen.borrow().clone())
+        }
+
         fn set_override(&self, _: &str, driver: &str) -> io::Result<()> {
             self.calls.borrow_mut().push(format!("override {driver}"));
             *self.chosen.borrow_mut() = driver.into();
@@ -438,7 +474,15 @@ mod tests {
         fake.flags.set(MIGDIRTY_FUNCTION_OWNED_BY_VFIO);
         let words = ["0000:02:00.0", "a VFIO user has it open", "--force"];
         refused("bind 2:0.0", Some(&fake), &words);
+        world.chosen.replace(DRIVER.into());
         refused("unbind 2:0.0", Some(&fake), &words);
+        world.chosen.take();
+        world
+            .folder
+            .add_function("0000:01:00.0", "0x010803", Some("migdirty"));
+        world.folder.add_group("8", &["0000:01:00.0"]);
+        let words = ["0000:01:00.0", "migdirty drives the functions", "--force"];
+        refused("bind 1:0.0", None, &words);
         world
             .folder
             .add_function("0000:03:00.0", "0x010802", Some("nvme"));
@@ -469,6 +513,38 @@ mod tests {
                 "override ",
                 "probe"
             ]
+        );
+    }
+
+    #[test]
+    fn a_driver_that_does_not_take_it_leaves_the_override_that_was_there() {
+        let world = World {
+            broken: Some(DRIVER),
+            ..World::new()
+        };
+        world.folder.set_driver("0000:02:00.0", Some("vfio-pci"));
+        world.chosen.replace("vfio-pci".into());
+        let error = world.run("bind 2:0.0", None).unwrap_err();
+        assert!(
+            error.starts_with("0000:02:00.0 is with vfio-pci again"),
+            "{error}"
+        );
+        assert!(world.calls().contains(&"override vfio-pci".to_owned()));
+    }
+
+    #[test]
+    fn what_has_its_usual_driver_is_left_alone() {
+        let world = World::new();
+        assert_eq!(
+            world.run("unbind 2:0.0", None).unwrap(),
+            "0000:02:00.0: nvme, as before\n"
+        );
+        assert!(world.calls().is_empty());
+        // vfio-pci has it without an override: by its new_id.
+        world.folder.set_driver("0000:02:00.0", Some("vfio-pci"));
+        assert_eq!(
+            world.run("unbind 2:0.0", None).unwrap(),
+            "0000:02:00.0: vfio-pci -> nvme\n"
         );
     }
 

@@ -108,15 +108,17 @@ fn change(
         State::Running => backend.resume(address),
     })
     .map_err(|errno| explain(backend, request, address, errno))?;
-    if options.json {
-        return write_json(backend, options, output);
-    }
     let sysfs = Sysfs::new(&options.places.sysfs);
-    if report(backend, &sysfs, address)?.state != state {
+    let report = report(backend, &sysfs, address)?;
+    if report.state != state {
         bail!(
             "{address} was {done} but is not any more: something has reset it; see that nothing \
              else drives it, and try again"
         );
+    }
+    if options.json {
+        let text = serde_json::to_string(&report)?;
+        return writeln!(output, "{text}").context(WRITING);
     }
     writeln!(output, "{address} is {done}").context(WRITING)
 }
