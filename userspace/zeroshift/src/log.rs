@@ -12,8 +12,7 @@ use crate::status::write_json;
 use crate::table;
 use crate::WRITING;
 use anyhow::{bail, Context as _, Result};
-use migdirty_uapi::MigdirtyRange;
-use rustix::io::Errno;
+use migdirty_uapi::{MigdirtyRange, MIGDIRTY_FUNCTION_SUSPENDED};
 use serde_json::json;
 use std::io::Write;
 
@@ -22,6 +21,10 @@ const EVERYTHING: MigdirtyRange = MigdirtyRange {
     iova: 0,
     length: u64::MAX - 4095,
 };
+
+/// What was being done when a sync cannot be printed: the module hands out everything once.
+const PRINTING: &str = "cannot write to standard output what the log had, which is forgotten now; \
+                        count all of that memory as written";
 
 /// Runs the subcommand.
 pub(crate) fn run(command: &LogCommand, output: &mut impl Write) -> Result<()> {
@@ -85,6 +88,15 @@ fn sync(backend: &dyn Backend, options: &LogSyncOptions, output: &mut impl Write
     let synced = progress::during(&format!("reading the log of {address}"), || {
         read(backend, options, range)
     })?;
+    print(&synced, options, output).context(PRINTING)
+}
+
+fn print(
+    synced: &Synced,
+    options: &LogSyncOptions,
+    output: &mut impl Write,
+) -> std::io::Result<()> {
+    let address = options.function.address;
     let bytes: u64 = synced
         .ranges
         .iter()
@@ -103,7 +115,8 @@ fn sync(backend: &dyn Backend, options: &LogSyncOptions, output: &mut impl Write
         if !options.totals {
             value["ranges"] = ranges.collect();
         }
-        return writeln!(output, "{value}").context(WRITING);
+        writeln!(output, "{value}")?;
+        return output.flush();
     }
     if !options.totals && !synced.ranges.is_empty() {
         let mut rows = vec![["IOVA".to_owned(), "LENGTH".to_owned()]];
@@ -113,7 +126,7 @@ fn sync(backend: &dyn Backend, options: &LogSyncOptions, output: &mut impl Write
                 .iter()
                 .map(|range| [format!("{:#x}", range.iova), size::bytes(range.length)]),
         );
-        table::write(output, &rows).context(WRITING)?;
+        table::write(output, &rows)?;
     }
     let ending = if synced.complete {
         "complete"
@@ -126,8 +139,8 @@ fn sync(backend: &dyn Backend, options: &LogSyncOptions, output: &mut impl Write
         "{address} wrote {} in {count} {}; {ending}",
         size::bytes(bytes),
         if count == 1 { "range" } else { "ranges" }
-    )
-    .context(WRITING)
+    )?;
+    output.flush()
 }
 
 /// Reads one pass over `range`; a running function may write faster than anybody reads, so no
@@ -136,11 +149,17 @@ fn read(backend: &dyn Backend, options: &LogSyncOptions, range: MigdirtyRange) -
     let address = options.function.address;
     let mut all = Synced::default();
     let mut left = Some(range);
+    let ask = |errno| explain(backend, Request::SyncLog, address, errno);
+    let before = backend.function(address).map_err(ask)?;
+    let mut parts = 0;
     while let Some(part) = left {
         let synced = backend
             .log_sync(address, part.iova, part.length)
-            .map_err(|errno: Errno| explain(backend, Request::SyncLog, address, errno))?;
-        all.complete = synced.complete;
+            .map_err(ask)?;
+        parts += 1;
+        // The module speaks of the last part: paused only meanwhile, it may have written to others.
+        let paused = parts == 1 || before.flags & MIGDIRTY_FUNCTION_SUSPENDED != 0;
+        all.complete = synced.complete && paused;
         left = None;
         if synced.more {
             let Some(next) = behind(part, synced.ranges.last()) else {
@@ -187,6 +206,8 @@ mod tests {
     use crate::cli::{Arguments, Command};
     use crate::fake::Fake;
     use clap::Parser as _;
+    use migdirty_uapi::MIGDIRTY_FUNCTION_LIVE;
+    use rustix::io::Errno;
     use serde_json::Value;
 
     fn log(fake: &Fake, arguments: &str) -> Result<String, String> {
@@ -253,6 +274,9 @@ mod tests {
                     complete: *complete,
                 }));
         };
+        // Paused before the first part, or only before the second: see below.
+        fake.flags
+            .set(MIGDIRTY_FUNCTION_LIVE | MIGDIRTY_FUNCTION_SUSPENDED);
         queue();
         assert_eq!(
             log(&fake, "sync 2:0.0").unwrap(),
@@ -276,6 +300,19 @@ IOVA    LENGTH
                 "ranges": [{"iova": "0x1000", "length": 4096}, {"iova": "0x4000", "length": 12288},
                            {"iova": "0x9000", "length": 4096}]})
         );
+        queue();
+        fake.flags.set(MIGDIRTY_FUNCTION_LIVE);
+        let late = log(&fake, "sync 2:0.0 --totals").unwrap();
+        assert!(late.contains("not complete"), "{late}");
+        queue();
+        let words = ["zeroshift", "log", "sync", "2:0.0"];
+        let Command::Log(command) = Arguments::try_parse_from(words).unwrap().command else {
+            panic!()
+        };
+        let mut closed = crate::tests::Broken(std::io::ErrorKind::BrokenPipe);
+        let error = perform(&fake, &command, &mut closed).unwrap_err();
+        assert!(!crate::is_broken_pipe(&error), "{error:#}");
+        assert!(error.to_string().contains("forgotten"), "{error:#}");
         queue();
         let totals = log(&fake, "sync 2:0.0 --totals --json").unwrap();
         assert!(!totals.contains("ranges"), "{totals}");

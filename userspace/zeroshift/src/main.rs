@@ -68,19 +68,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whoever reads our output has seen enough (`zeroshift list | head`).
+/// Whoever reads our output has seen enough (`zeroshift list | head`). Another pipe that breaks is an
+/// error, and so is the output of what cannot be had again: its message is another one.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
+    let broken = error
         .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+    broken && error.to_string() == WRITING
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Standard output that cannot be written to.
-    struct Broken(io::ErrorKind);
+    pub(crate) struct Broken(pub(crate) io::ErrorKind);
 
     impl io::Write for Broken {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -99,5 +101,9 @@ mod tests {
         assert!(format!("{full:#}").starts_with(WRITING), "{full:#}");
         assert!(!is_broken_pipe(&full));
         assert!(is_broken_pipe(&print(io::ErrorKind::BrokenPipe)));
+        // As when a card closes its control socket.
+        let other =
+            anyhow::anyhow!("the card is gone").context(io::Error::from(io::ErrorKind::BrokenPipe));
+        assert!(!is_broken_pipe(&other));
     }
 }

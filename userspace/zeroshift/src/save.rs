@@ -16,6 +16,11 @@ use std::path::Path;
 use zeroshift_stream::identity::{self, View};
 use zeroshift_stream::record::KIND_NVME;
 
+/// What was being done when the state cannot be written to standard output. Whoever reads it has not
+/// got it, so this is an error also when that one has gone away.
+const PIPING: &str =
+    "cannot write the state to standard output, where it is not whole now; save it again";
+
 /// Runs `save`.
 pub(crate) fn save(options: &SaveOptions, output: &mut impl Write) -> Result<()> {
     let device = Device::open_loaded(&options.function.places.device)?;
@@ -46,8 +51,8 @@ fn save_to(backend: &dyn Backend, options: &SaveOptions, output: &mut impl Write
     })
     .map_err(|errno| explain(backend, Request::Save, address, errno))?;
     if to_output {
-        stream::write(output, &identity, &state).context(WRITING)?;
-        return Ok(());
+        stream::write(output, &identity, &state).context(PIPING)?;
+        return output.flush().context(PIPING);
     }
     let bytes = progress::during(&format!("writing {}", file.display()), || {
         stream::atomically(file, options.force, |to| {
@@ -190,6 +195,14 @@ mod tests {
         let piped = run(&source, &["save", "2:0.0", "-"]).unwrap();
         assert_eq!(piped, std::fs::read(&file).unwrap());
         assert!(run(&source, &["save", "2:0.0", "-", "--json"]).is_err());
+        // A reader that ended has not got it.
+        let words = ["zeroshift", "save", "2:0.0", "-"];
+        let Command::Save(options) = Arguments::try_parse_from(words).unwrap().command else {
+            panic!()
+        };
+        let mut closed = crate::tests::Broken(std::io::ErrorKind::BrokenPipe);
+        let error = save_to(&source, &options, &mut closed).unwrap_err();
+        assert!(!crate::is_broken_pipe(&error), "{error:#}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::backend::State;
 use anyhow::{anyhow, bail, Context as _, Result};
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use zeroshift_stream::format::Format;
 use zeroshift_stream::identity::View;
@@ -129,7 +129,8 @@ impl Drop for Unfinished {
 }
 
 /// Makes a file that is there as a whole or not at all, also when the disk is full, somebody kills
-/// this program or the power fails. `replace`: also in the place of another one.
+/// this program or the power fails; the last two may leave a hidden one behind. `replace`: also in
+/// the place of another one.
 pub(crate) fn atomically<T>(
     path: &Path,
     replace: bool,
@@ -154,11 +155,13 @@ pub(crate) fn atomically<T>(
     let file = File::options()
         .write(true)
         .create_new(true)
+        // It tells what a guest does: nobody else may open it, not even before it is full.
+        .mode(0o600)
         .open(&hidden)
         .with_context(cannot)?;
     let mut unfinished = Unfinished { path: hidden, file };
     let file = &mut unfinished.file;
-    // It tells what a guest does.
+    // Whatever the umask took away.
     file.set_permissions(Permissions::from_mode(0o600))
         .with_context(cannot)?;
     let result = fill(file).with_context(cannot)?;
@@ -169,9 +172,19 @@ pub(crate) fn atomically<T>(
     Ok(result)
 }
 
-/// Refuses to go on when there is something in the place of the file.
+/// Refuses to go on when there is something in the place of the file that must not be replaced:
+/// `/dev/stdout` or `/dev/null` never.
 pub(crate) fn refuse_existing(path: &Path, replace: bool) -> Result<()> {
-    if !replace && path.symlink_metadata().is_ok() {
+    let Ok(metadata) = path.symlink_metadata() else {
+        return Ok(());
+    };
+    if !metadata.is_file() {
+        bail!(
+            "{} is there, and is no regular file; choose another name, or - for standard output",
+            path.display()
+        );
+    }
+    if !replace {
         bail!(
             "{} exists already; choose another name, or replace it with --force",
             path.display()
@@ -289,6 +302,16 @@ mod tests {
         done("two", true).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(left(), 1);
+        // What is no file stays what it is.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        for (path, replace) in [(&*link, true), (&*link, false), (folder.path(), true)] {
+            let error = atomically(path, replace, |_| Ok(()))
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("no regular file"), "{error}");
+        }
+        std::fs::remove_file(&link).unwrap();
         // One that came meanwhile stays.
         let other = folder.path().join("other");
         let error = atomically(&other, false, |_| Ok(std::fs::write(&other, "first")?));
