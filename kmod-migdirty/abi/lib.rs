@@ -134,8 +134,8 @@ extern "C" {
     pub(crate) fn migdirty_submit(batch: *mut Batch) -> c_int;
 
     /// Hands the harvested dirty ranges that overlap `first..=last`, cut to it, to `dirty`,
-    /// ascending, and forgets them. `dirty` may fault pages and must not call migdirty. `EINVAL` no
-    /// log, `EIO` the log is lost. Sleeps.
+    /// ascending, and forgets them. No lock is held over `dirty`. `EINVAL` no log, `EIO` the log is
+    /// lost. Sleeps.
     pub(crate) fn migdirty_log_take(
         function: *mut Function,
         first: u64,

@@ -30,6 +30,9 @@ use kernel::{
 /// The most operations of a batch.
 const MAX_BATCH: u32 = 1024;
 
+/// How many ranges are taken at a time to be handed out; they take less than 1 KiB of stack.
+const HANDFUL: usize = 32;
+
 /// Whom to tell that a card is lost.
 ///
 /// # Invariants
@@ -311,7 +314,7 @@ unsafe extern "C" fn migdirty_log_take(
     };
     // SAFETY: the caller's promise.
     let function = unsafe { borrow(function) };
-    let taken = function.log_take(span, |span| {
+    let taken = take_by_handfuls(&function, span, |span| {
         // The length of all addresses does not fit; it goes in two parts.
         let parts = match span.bytes_less_one().checked_add(1) {
             Some(length) => [(span.first(), length), (0, 0)],
@@ -323,9 +326,35 @@ unsafe extern "C" fn migdirty_log_take(
                 unsafe { dirty(context, iova, length) };
             }
         }
-        true
     });
-    result_of(taken.map(drop))
+    result_of(taken)
+}
+
+/// As [`Function::log_take`], to somebody who may take as long as he likes, with no lock held: what
+/// he does may wait for a page fault, that for a reset, and that for an operation of this function.
+fn take_by_handfuls(function: &Function, span: Span, mut dirty: impl FnMut(Span)) -> Result {
+    let mut rest = Some(span);
+    while let Some(span) = rest {
+        let mut handful = [None; HANDFUL];
+        let mut places = handful.iter_mut();
+        let all = function.log_take(span, |part| {
+            let place = places.next();
+            let has_place = place.is_some();
+            if let Some(place) = place {
+                *place = Some(part);
+            }
+            has_place
+        })?;
+        rest = None;
+        for part in handful.into_iter().flatten() {
+            if !all {
+                let next = part.last().checked_add(1);
+                rest = next.and_then(|next| Span::new(next, span.last()));
+            }
+            dirty(part);
+        }
+    }
+    Ok(())
 }
 
 /// # Safety
