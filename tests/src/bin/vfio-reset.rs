@@ -11,7 +11,9 @@ use clap::Parser;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::process::ExitCode;
+use std::thread;
 use zeroshift_tests::ktap::Outcome;
+use zeroshift_tests::vfio::device::Device;
 use zeroshift_tests::vfio::dma::{DATA, LOW, QUEUES};
 use zeroshift_tests::vfio::exact::Ledger;
 use zeroshift_tests::vfio::log::{range, Pages, Range, PAGE};
@@ -37,9 +39,13 @@ enum By {
 
 impl By {
     fn reset(self, nvme: &Nvme<'_>) -> Outcome {
+        self.reset_device(&nvme.device)
+    }
+
+    fn reset_device(self, device: &Device) -> Outcome {
         match self {
-            Self::User => nvme.device.reset()?,
-            Self::Guest => nvme.device.reset_by_guest()?,
+            Self::User => device.reset()?,
+            Self::Guest => device.reset_by_guest()?,
         }
         Ok(())
     }
@@ -63,6 +69,8 @@ fn main() -> ExitCode {
         for (name, test) in [
             ("under_load", under_load as Run),
             ("many", many),
+            ("beside_arcs", beside_arcs),
+            ("beside_everything", beside_everything),
             ("log_that_waits", log_that_waits),
             ("stop_that_waits", stop_that_waits),
         ] {
@@ -203,6 +211,86 @@ fn many(nvme: &mut Nvme<'_>, by: By) -> Outcome {
     }
     ledger.settle(nvme)?;
     starts_again(nvme)?;
+    Ok(ledger.settle(nvme)?)
+}
+
+/// A reset comes in the middle of an arc. Whatever wins, the state is true: the function can be made to run, and does.
+fn beside_arcs(nvme: &mut Nvme<'_>, by: By) -> Outcome {
+    fill(nvme, 1, 7)?;
+    for _ in 0..20 {
+        let device = &nvme.device;
+        thread::scope(|scope| -> Outcome {
+            let arcs = scope.spawn(|| {
+                for state in [State::Stop, State::Running, State::Stop] {
+                    // Never refused: a reset is no reason not to get there.
+                    device.set_state(state)?;
+                }
+                Ok::<(), Errno>(())
+            });
+            by.reset_device(device)?;
+            arcs.join().map_err(|_| "the thread panicked")??;
+            Ok(())
+        })?;
+        let state = nvme.device.state()?;
+        check!(
+            matches!(state, State::Running | State::RunningP2p | State::Stop),
+            "{state:?} after arcs and a reset"
+        );
+        go(nvme, State::Running)?;
+        starts_again(nvme)?;
+    }
+    Ok(())
+}
+
+/// Several threads do all that a user can do at the same time, page faults included. Nothing is promised of their
+/// results, but that all come to an end, and that the function works afterwards.
+fn beside_everything(nvme: &mut Nvme<'_>, by: By) -> Outcome {
+    const ROUNDS: usize = 60;
+    fill(nvme, 1, 7)?;
+    let device = &nvme.device;
+    thread::scope(|scope| -> Outcome {
+        let arcs = || {
+            for state in State::ALL.iter().cycle().take(2 * ROUNDS) {
+                let _ = device.set_state(*state);
+                let _ = device.state();
+                let _ = device.data_size();
+            }
+        };
+        let logs = || {
+            for _ in 0..ROUNDS {
+                let _ = device.start_log(PAGE, &[DATA]);
+                let _ = device.stop_log();
+            }
+        };
+        // A bitmap of 1 MiB, so that it is new memory each time.
+        let reports = || {
+            for _ in 0..ROUNDS {
+                let _ = device.report_in(range(0, 1 << 35), PAGE);
+            }
+        };
+        // A new map each time, so that it is faulted in.
+        let registers = || {
+            for _ in 0..4 * ROUNDS {
+                if let Ok(bar) = device.map_bar() {
+                    bar.read32(0);
+                }
+            }
+        };
+        scope.spawn(arcs);
+        scope.spawn(logs);
+        scope.spawn(reports);
+        scope.spawn(reports);
+        scope.spawn(registers);
+        for _ in 0..ROUNDS {
+            by.reset_device(device)?;
+        }
+        Ok(())
+    })?;
+    by.reset(nvme)?;
+    nvme.device.stop_log()?;
+    starts_again(nvme)?;
+    let mut ledger = Ledger::start(nvme, PAGE, &everything())?;
+    nvme.write_pages(&some_pages(1))?;
     Ok(ledger.settle(nvme)?)
 }
 
