@@ -74,6 +74,8 @@ pub(crate) fn run(session: &Session, json: bool) -> Result<ExitCode> {
 struct Display {
     /// The newest round of each of the guest's programs.
     rounds: [String; 2],
+    /// Passes over memory that were shown.
+    passes: u64,
 }
 
 impl Display {
@@ -85,12 +87,33 @@ impl Display {
             }
             return;
         };
-        if let Some(note) = note(&event) {
+        if let Some(note) = self.pass(&event).or_else(|| note(&event)) {
             step.note(&note);
         }
         if let Some(detail) = self.detail(&event) {
             step.detail(&detail);
         }
+    }
+
+    /// What a new pass over memory has to copy.
+    fn pass(&mut self, event: &Value) -> Option<String> {
+        let number = |key: &str| event[key].as_u64().unwrap_or_default();
+        let passes = number("syncs");
+        // When the guest stands still, QEMU answers too late to tell anything.
+        let told = event["event"] == "progress" && event["status"] == "active";
+        if !told || passes <= self.passes {
+            return None;
+        }
+        self.passes = passes;
+        let rate = match number("dirty_rate") {
+            0 => String::new(),
+            rate => format!(", {rate} more each second"),
+        };
+        Some(format!(
+            "{:6.1} s  {} dirty pages{rate}",
+            event["ms"].as_f64().unwrap_or_default() / 1000.0,
+            number("remaining") / 4096,
+        ))
     }
 
     /// What changes all the time.
@@ -145,7 +168,7 @@ fn note(event: &Value) -> Option<String> {
         }
         "qemu" => match (event["side"].as_str()?, event["name"].as_str()?) {
             ("source", "MIGRATION_PASS") => {
-                format!("pass {} over memory begins", number(&event["data"], "pass"))
+                format!("pass {} over memory", number(&event["data"], "pass"))
             }
             ("source", "STOP") => "the guest stands still".to_owned(),
             ("destination", "RESUME") => "the guest runs in the destination".to_owned(),
@@ -171,6 +194,17 @@ mod tests {
         assert_eq!(note(&stop).unwrap(), "  12.3 s  the guest stands still");
         let other = json!({"event": "qemu", "side": "destination", "name": "STOP", "ms": 1});
         assert!(note(&other).is_none());
+    }
+
+    #[test]
+    fn each_pass_is_shown_once() {
+        let mut display = Display::default();
+        let progress = json!({"event": "progress", "status": "active", "syncs": 2, "remaining": 8192, "dirty_rate": 7, "ms": 1500});
+        assert_eq!(
+            display.pass(&progress).unwrap(),
+            "   1.5 s  2 dirty pages, 7 more each second"
+        );
+        assert_eq!(display.pass(&progress), None);
     }
 
     #[test]

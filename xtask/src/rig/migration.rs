@@ -6,6 +6,7 @@
 //!
 //! In the guest, ring-check and fio share the namespace: the first half and the second.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -100,6 +101,10 @@ pub(crate) const GUEST: &str =
     "--source $(cat /zs/function1) --workload ring-check=3 --workload fio=1";
 /// The arguments that move it to the second.
 pub(crate) const MOVE: &str = "--migrate --destination $(cat /zs/function2)";
+
+/// Prints what the back end counted for both functions, a line for each.
+const COUNT: &str =
+    "for f in /zs/function1 /zs/function2; do zeroshift status --json $(cat $f); done";
 
 /// Takes the card away from the back end.
 pub(crate) const WITHOUT_BACK_END: &str = "for card in /sys/bus/pci/drivers/migdirty/*:*; do
@@ -199,6 +204,7 @@ impl Rig<'_> {
                 overlay = overlay.file(&format!("/zs/{name}.ko"), modules.path(name)?);
                 load += &format!("insmod /zs/{name}.ko\n");
             }
+            overlay = overlay.file("/zs/bin/zeroshift", &programs.path("zeroshift"));
         }
         overlay = overlay
             .job("load", &load)
@@ -209,8 +215,14 @@ impl Rig<'_> {
                 before,
                 arguments,
             } = each;
-            let mover = "exec mover --kernel /l2/vmlinuz --initrd /l2/initrd --append /l2/append";
-            overlay = overlay.job(name, &format!("{before}\n{mover} {arguments}"));
+            let mover = "mover --kernel /l2/vmlinuz --initrd /l2/initrd --append /l2/append";
+            let count = match self.driver {
+                Driver::VfioPci => ":",
+                Driver::Zeroshift => COUNT,
+            };
+            let script =
+                format!("{before}\n{count}\n{mover} {arguments}\nstatus=$?\n{count}\nexit $status");
+            overlay = overlay.job(name, &script);
         }
         if self.driver == Driver::Zeroshift {
             overlay = overlay.job("unload", "rmmod zeroshift_vfio_pci && rmmod migdirty");
@@ -258,6 +270,26 @@ impl Rig<'_> {
     }
 }
 
+/// What the back end counted between the first and the last time that `zeroshift status` was asked, by function.
+fn counted(lines: &[String]) -> Vec<BTreeMap<String, u64>> {
+    let mut first: BTreeMap<String, Value> = BTreeMap::new();
+    let mut counted = BTreeMap::new();
+    for line in lines.iter().filter(|line| line.starts_with("{\"address\"")) {
+        let Ok(status) = serde_json::from_str::<Value>(line) else {
+            continue;
+        };
+        let address = status["address"].to_string();
+        let before = first.entry(address.clone()).or_insert(status.clone());
+        let counters = status["counters"].as_object().into_iter().flatten();
+        let since = counters.filter_map(|(name, value)| {
+            let before = before["counters"][name].as_u64()?;
+            Some((name.clone(), value.as_u64()?.saturating_sub(before)))
+        });
+        counted.insert(address, since.collect());
+    }
+    counted.into_values().collect()
+}
+
 /// An event of `mover`, when `line` is one.
 pub(crate) fn event(line: &str) -> Option<Value> {
     serde_json::from_str(line.strip_prefix("ZS-EVENT ")?).ok()
@@ -270,6 +302,8 @@ pub(crate) struct Report {
     events: Vec<Value>,
     /// The verdict.
     pub(crate) verdict: Value,
+    /// What the back end counted meanwhile: by function, and by name.
+    counted: Vec<BTreeMap<String, u64>>,
 }
 
 impl Report {
@@ -286,7 +320,11 @@ impl Report {
                 job.exit
             );
         }
-        Ok(Self { events, verdict })
+        Ok(Self {
+            events,
+            verdict,
+            counted: counted(&job.lines),
+        })
     }
 
     /// Fails unless everything held.
@@ -318,6 +356,12 @@ impl Report {
                 "the stop",
                 number(migration, "downtime_ms")
             ));
+            lines.push(format!(
+                "{:<12}{} KiB written by the function, in {} reports",
+                "its log",
+                self.counted("dirty_bytes") >> 10,
+                self.counted("harvests")
+            ));
         }
         for (name, workload) in self.verdict["workloads"].as_object().into_iter().flatten() {
             let summary = &workload["summary"];
@@ -337,6 +381,12 @@ impl Report {
             lines.push(line);
         }
         lines
+    }
+
+    /// What the back end counted as `name` for the function that has most of it; 0 without a back end.
+    pub(crate) fn counted(&self, name: &str) -> u64 {
+        let counts = self.counted.iter().filter_map(|of| of.get(name));
+        counts.copied().max().unwrap_or_default()
     }
 
     /// The first `event`.
@@ -373,6 +423,23 @@ mod tests {
         assert!(Report::parse(&job(0, &[FAIL])).is_err());
         let failed = Report::parse(&job(1, &[FAIL])).unwrap().passed();
         assert!(failed.unwrap_err().to_string().contains("stale"));
+    }
+
+    #[test]
+    fn what_was_counted_is_the_difference() {
+        let status = |address: &str, reads: u64| {
+            format!("{{\"address\":\"{address}\",\"counters\":{{\"states_read\":{reads}}}}}")
+        };
+        let lines = [
+            status("a", 5),
+            status("b", 1),
+            status("a", 7),
+            status("b", 1),
+        ];
+        let lines = lines.each_ref().map(String::as_str);
+        let report = Report::parse(&job(0, &[&lines[..], &[PASS]].concat())).unwrap();
+        assert_eq!(report.counted("states_read"), 2);
+        assert_eq!(report.counted("states_written"), 0);
     }
 
     #[test]

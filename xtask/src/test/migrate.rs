@@ -18,6 +18,14 @@ const NO_LOG: &str = "VFIO device doesn't support device and IOMMU dirty trackin
 /// What it says when the destination's function does not take the stream.
 const NOT_LOADED: &str = "load of migration failed";
 
+/// What our driver says of the stream: QEMU would find out too, but only of a card that looks different to it.
+const STRANGE: &str = "migration stream refused: IDENTITY";
+/// Moves that come to nothing, before one that does not.
+const INTERRUPTIONS: &str = "--interrupt cancel-in-pre-copy --interrupt kill-in-pre-copy \
+    --interrupt cancel-at-stop --interrupt kill-at-stop";
+/// The destination says when it has the first part of the function's state, and the guest runs until then.
+const EARLY: &str = "--capability return-path --capability switchover-ack";
+
 /// The kernel's own vfio-pci: the guest works, and QEMU refuses to move it.
 pub(super) fn passthrough(session: &Session, results: &mut Results) -> Result<()> {
     let ran = Rig {
@@ -61,6 +69,12 @@ pub(super) fn migrate(session: &Session, results: &mut Results) -> Result<()> {
     let ran = Rig {
         moves: vec![
             moved("move", "", GUEST),
+            moved("paused", "", &format!("{GUEST} --paused")),
+            moved(
+                "interrupted",
+                "",
+                &format!("{GUEST} {INTERRUPTIONS} {EARLY}"),
+            ),
             refusal("no-back-end", WITHOUT_BACK_END, NO_MIGRATION),
         ],
         ..Rig::default()
@@ -70,6 +84,19 @@ pub(super) fn migrate(session: &Session, results: &mut Results) -> Result<()> {
     for (name, outcome) in judge(&ran, "move") {
         results.check(name, outcome);
     }
+    for (name, outcome) in judge_still(&ran, "paused") {
+        results.check(&format!("stopped before it is moved: {name}"), outcome);
+    }
+    for (name, outcome) in judge(&ran, "interrupted") {
+        results.check(
+            &format!("after moves that came to nothing: {name}"),
+            outcome,
+        );
+    }
+    results.check(
+        "a cancelled move, and a killed destination, leave the guest working where it was",
+        ran.report("interrupted").and_then(|r| came_to_nothing(&r)),
+    );
     results.check(
         "without the back end, QEMU refuses to move a guest, which goes on",
         ran.report("no-back-end")
@@ -114,7 +141,9 @@ pub(super) fn stranger(session: &Session, results: &mut Results) -> Result<()> {
     common(&ran, results);
     results.check(
         "a function of another card is refused, and the guest goes on where it was",
-        ran.report("stranger").and_then(|r| worked(&r)),
+        ran.report("stranger")
+            .and_then(|r| worked(&r))
+            .and_then(|()| said(&ran, STRANGE)),
     );
     results.check("the cards end in peace", ran.cards);
     Ok(())
@@ -201,8 +230,18 @@ fn show(step: &Step, line: &str) {
     }
 }
 
-/// Everything that a move has to show, each with its name.
+/// Everything that a move of a guest at work has to show, each with its name.
 pub(crate) fn judge(ran: &Ran, name: &str) -> Vec<(&'static str, Result<()>)> {
+    let mut checks = judge_still(ran, name);
+    checks.push((
+        "the function was busy while it was moved",
+        ran.report(name).and_then(|report| busy(&report)),
+    ));
+    checks
+}
+
+/// The same without what only a guest at work can show.
+fn judge_still(ran: &Ran, name: &str) -> Vec<(&'static str, Result<()>)> {
     let report = ran.report(name);
     let of = |what: fn(&Report) -> Result<()>| {
         report.as_ref().map_err(|e| anyhow!("{e:#}")).and_then(what)
@@ -214,7 +253,7 @@ pub(crate) fn judge(ran: &Ran, name: &str) -> Vec<(&'static str, Result<()>)> {
             "ring-check and fio work before, and go on after",
             of(worked),
         ),
-        ("the function was busy while it was moved", of(busy)),
+        ("the card suspended, saved and restored it", of(used)),
     ]
 }
 
@@ -230,9 +269,33 @@ fn went(report: &Report) -> Result<()> {
     Ok(())
 }
 
+/// Whether the back end's own counters say that the card did it.
+fn used(report: &Report) -> Result<()> {
+    for name in ["suspends", "states_read", "states_written"] {
+        ensure!(report.counted(name) > 0, "the back end counted no {name}");
+    }
+    Ok(())
+}
+
+/// Whether every interrupted move left the guest where it was, and at work.
+fn came_to_nothing(report: &Report) -> Result<()> {
+    worked(report)?;
+    let count = report.verdict["interruptions"].as_array().map(Vec::len);
+    ensure!(
+        count == Some(4),
+        "not all came to nothing: {}",
+        report.verdict["interruptions"]
+    );
+    Ok(())
+}
+
 /// Whether the dirty log had something to do.
 fn busy(report: &Report) -> Result<()> {
     let workload = &report.verdict["workloads"]["ring-check"];
+    ensure!(
+        report.counted("harvests") > 0 && report.counted("dirty_bytes") > 0,
+        "the card reported nothing that the function wrote"
+    );
     ensure!(
         workload["during"].as_u64() > Some(0),
         "ring-check ended no round during the move: {workload}"
@@ -280,6 +343,16 @@ fn common(ran: &Ran, results: &mut Results) {
     for (name, outcome) in frame(ran) {
         results.check(name, outcome);
     }
+}
+
+/// Whether L1's kernel said `text`.
+fn said(ran: &Ran, text: &str) -> Result<()> {
+    ensure!(
+        ran.l1.lines.iter().any(|line| line.contains(text)),
+        "the host's kernel never said {text:?}\n{}",
+        ran.l1.ending()
+    );
+    Ok(())
 }
 
 /// Whether QEMU said `text` when it was asked to move the guest.

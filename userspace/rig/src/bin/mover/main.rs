@@ -5,6 +5,7 @@
 
 mod events;
 mod guest;
+mod interruption;
 mod plan;
 mod qemu;
 mod qmp;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 
+use interruption::Interruption;
 use qemu::Side;
 
 /// Run a guest in QEMU, move it to another QEMU, and judge what its programs say
@@ -35,6 +37,17 @@ pub(crate) struct Arguments {
     /// Move the guest
     #[arg(long)]
     migrate: bool,
+    /// Before the move, begin one that comes to nothing: the guest has to go on where it is
+    #[arg(
+        long = "interrupt",
+        value_name = "HOW",
+        value_enum,
+        requires = "migrate"
+    )]
+    interruptions: Vec<Interruption>,
+    /// Stop the guest before the move, and let it go on after
+    #[arg(long, requires = "migrate")]
+    paused: bool,
     /// Try to move the guest: it has to fail with this text, and the guest has to go on
     #[arg(long, value_name = "TEXT", conflicts_with = "migrate")]
     expect_refusal: Option<String>,
@@ -62,8 +75,8 @@ pub(crate) struct Arguments {
     /// More arguments for both QEMUs
     #[arg(long = "qemu", value_name = "ARGUMENT", allow_hyphen_values = true)]
     more: Vec<String>,
-    /// How long the guest may stand still, in ms, as QEMU estimates it
-    #[arg(long, default_value_t = 2000)]
+    /// How long the guest may stand still, in ms, as QEMU estimates it; after some passes in vain, longer
+    #[arg(long, default_value_t = 300)]
     downtime_limit: u32,
     /// How long to wait for anything, in s
     #[arg(long, default_value_t = 300)]

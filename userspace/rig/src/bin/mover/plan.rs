@@ -13,11 +13,16 @@ use serde_json::{json, Value};
 use crate::events::Events;
 use crate::guest::Guest;
 use crate::qemu::{News, Qemu, Side};
-use crate::qmp::Refused;
+use crate::qmp::{Qmp, Refused};
 use crate::Arguments;
 
-/// How often the migration is asked how far it is.
+/// How often the migration is asked how far it is, beside at every pass over memory.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// Passes over memory after which the guest may stand still for longer: it writes faster than this machine copies.
+const PATIENCE: u64 = 6;
+/// What it may then, in ms.
+const LONG: u32 = 10_000;
 
 /// A run.
 #[derive(Debug)]
@@ -32,6 +37,10 @@ pub(crate) struct Run<'a> {
     /// Passes of the migration over memory, as QEMU counts them.
     passes: u64,
     ended: [bool; 2],
+    /// The destination's end is no accident.
+    dropped: bool,
+    /// The moves that came to nothing, as they had to.
+    interruptions: Vec<Value>,
     /// How the move went, or that it was refused.
     migration: Value,
     /// The guest was told to stop.
@@ -52,6 +61,8 @@ impl<'a> Run<'a> {
             sender,
             passes: 0,
             ended: [false; 2],
+            dropped: false,
+            interruptions: Vec::new(),
             migration: Value::Null,
             stopping: false,
         }
@@ -72,7 +83,10 @@ impl<'a> Run<'a> {
         let pass = why.is_empty();
         self.events.say(
             "verdict",
-            json!({"pass": pass, "why": why, "migration": self.migration, "workloads": workloads}),
+            json!({
+                "pass": pass, "why": why, "migration": self.migration, "interruptions": self.interruptions,
+                "workloads": workloads,
+            }),
         );
         pass
     }
@@ -84,8 +98,28 @@ impl<'a> Run<'a> {
             why.extend(self.take(news).err().map(|e| format!("{e:#}")));
         }
         why.push(self.words());
+        self.look();
         why.push(self.guest.ending());
         why
+    }
+
+    /// Says what processors and interrupt controllers of the guest do: a guest that hangs tells nothing itself.
+    fn look(&mut self) {
+        for qemu in [&mut self.source, &mut self.destination]
+            .into_iter()
+            .flatten()
+        {
+            for command in ["info status", "info registers", "info lapic", "info pic"] {
+                let arguments = json!({"command-line": command});
+                let said = qemu.qmp.execute("human-monitor-command", arguments);
+                let said = said.map_or_else(|e| format!("{e:#}"), |said| said.to_string());
+                let side = qemu.side.name();
+                self.events.say(
+                    "monitor",
+                    json!({"side": side, "asked": command, "said": said}),
+                );
+            }
+        }
     }
 
     fn carry_out(&mut self) -> Result<()> {
@@ -97,6 +131,9 @@ impl<'a> Run<'a> {
             self.migration = self.refusal(text)?;
             self.work("after the refused move")?;
         } else if arguments.migrate {
+            for interruption in &arguments.interruptions {
+                self.interrupt(*interruption)?;
+            }
             self.migration = self.migrate()?;
             self.work("after the move")?;
         }
@@ -128,7 +165,7 @@ impl<'a> Run<'a> {
         why
     }
 
-    fn phase(&self, name: &str) {
+    pub(crate) fn phase(&self, name: &str) {
         self.events.say("phase", json!({"phase": name}));
     }
 
@@ -137,8 +174,14 @@ impl<'a> Run<'a> {
         Qemu::start(side, &arguments, &self.sender)
     }
 
+    /// A move came to nothing, as it had to.
+    pub(crate) fn interrupted(&mut self, how: &str) {
+        self.events.say("interrupted", json!({"how": how}));
+        self.interruptions.push(how.into());
+    }
+
     /// Waits until every program of the guest has done its rounds once more.
-    fn work(&mut self, when: &str) -> Result<()> {
+    pub(crate) fn work(&mut self, when: &str) -> Result<()> {
         self.phase(&format!("work {when}"));
         for (name, rounds) in &self.arguments.workloads {
             let done = |guest: &Guest| guest.workloads.get(name).map_or(0, |w| w.rounds);
@@ -177,11 +220,12 @@ impl<'a> Run<'a> {
         if self.arguments.destination.is_some() {
             self.open_destination()?;
         }
-        let said = match self.send() {
+        self.destination_may_end();
+        let said = match self.send(0) {
             Err(e) if e.is::<Refused>() => format!("{e:#}"),
             Err(e) => return Err(e),
             Ok(()) => {
-                let last = self.follow()?;
+                let last = self.follow(|_| false)?;
                 ensure!(
                     status(&last) != "completed",
                     "the migration completed, although it had to fail with {text:?}"
@@ -189,6 +233,10 @@ impl<'a> Run<'a> {
                 // The destination says why it ends.
                 let end = Instant::now() + Duration::from_secs(30);
                 while !self.ended[Side::Destination as usize] && self.hear(end)? {}
+                let gone = self.ended[Side::Destination as usize];
+                if let Some(destination) = self.destination.as_mut().filter(|_| gone) {
+                    destination.epitaph();
+                }
                 last.to_string()
             }
         };
@@ -204,9 +252,7 @@ impl<'a> Run<'a> {
                 self.words()
             ),
         };
-        if let Some(destination) = self.destination.take() {
-            destination.end();
-        }
+        self.drop_destination()?;
         self.events.say("refused", json!({"said": said}));
         Ok(json!({"refused": said}))
     }
@@ -215,13 +261,21 @@ impl<'a> Run<'a> {
         self.phase("migration");
         self.guest.moves();
         self.open_destination()?;
-        self.send()?;
-        let last = self.follow()?;
+        if self.arguments.paused {
+            self.source()?.execute("stop", Value::Null)?;
+        }
+        self.send(0)?;
+        let last = self.follow(|_| false)?;
         if status(&last) != "completed" {
             bail!("the migration did not complete: {last}; {}", self.words());
         }
         self.phase("switch");
-        self.wait_running()?;
+        if self.arguments.paused {
+            self.wait_for(Side::Destination, "paused")?;
+            let destination = self.destination.as_mut().context("no destination")?;
+            destination.qmp.execute("cont", Value::Null)?;
+        }
+        self.wait_running(Side::Destination)?;
         // All that the guest said in the source comes before what it says in the destination.
         if let Some(source) = self.source.take() {
             source.end();
@@ -243,13 +297,13 @@ impl<'a> Run<'a> {
     }
 
     /// What both QEMUs said last.
-    fn words(&mut self) -> String {
+    pub(crate) fn words(&mut self) -> String {
         let qemus = [&mut self.source, &mut self.destination];
         let words = qemus.into_iter().flatten().map(Qemu::describe);
         words.collect::<Vec<_>>().join("; ")
     }
 
-    fn open_destination(&mut self) -> Result<()> {
+    pub(crate) fn open_destination(&mut self) -> Result<()> {
         let mut destination = self.start(Side::Destination)?;
         let capabilities = self.capabilities();
         let qmp = &mut destination.qmp;
@@ -260,16 +314,50 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Starts the migration.
-    fn send(&mut self) -> Result<()> {
+    /// From now on its end is no accident.
+    pub(crate) fn destination_may_end(&mut self) {
+        self.dropped = true;
+    }
+
+    /// Ends the destination, if there is one.
+    pub(crate) fn drop_destination(&mut self) -> Result<()> {
+        self.destination_may_end();
+        if let Some(destination) = self.destination.take() {
+            destination.end();
+            self.wait("the destination's end", |run| {
+                run.ended[Side::Destination as usize]
+            })?;
+        }
+        self.dropped = false;
+        self.ended[Side::Destination as usize] = false;
+        Ok(())
+    }
+
+    /// The source's monitor.
+    pub(crate) fn source(&mut self) -> Result<&mut Qmp> {
+        Ok(&mut self.source.as_mut().context("no source")?.qmp)
+    }
+
+    /// Starts the migration, with at most `bandwidth` bytes a second; 0 for as many as go.
+    pub(crate) fn send(&mut self, bandwidth: u64) -> Result<()> {
         let capabilities = self.capabilities();
         let uri = self.arguments.uri();
         let downtime = self.arguments.downtime_limit;
-        let qmp = &mut self.source.as_mut().context("no source")?.qmp;
+        let qmp = self.source()?;
         qmp.execute("migrate-set-capabilities", capabilities)?;
-        let parameters = json!({"max-bandwidth": 0, "downtime-limit": downtime});
+        let parameters = json!({"max-bandwidth": bandwidth, "downtime-limit": downtime});
         qmp.execute("migrate-set-parameters", parameters)?;
         qmp.execute("migrate", json!({"uri": uri})).map(drop)
+    }
+
+    /// Switches a capability of the source's on or off.
+    pub(crate) fn switch_capability(&mut self, name: &str, on: bool) -> Result<()> {
+        let list = json!([{"capability": name, "state": on}]);
+        let arguments = json!({"capabilities": list});
+        let done = self
+            .source()?
+            .execute("migrate-set-capabilities", arguments);
+        done.map(drop)
     }
 
     fn capabilities(&self) -> Value {
@@ -281,13 +369,13 @@ impl<'a> Run<'a> {
         json!({"capabilities": list})
     }
 
-    /// Follows the migration to its end, whichever it is.
-    fn follow(&mut self) -> Result<Value> {
+    /// Follows the migration to its end, whichever it is, or to where `enough` is true of it.
+    pub(crate) fn follow(&mut self, enough: impl Fn(&Value) -> bool) -> Result<Value> {
         let end = Instant::now() + self.arguments.limit();
         let mut said = Value::Null;
+        let mut patient = true;
         loop {
-            let qmp = &mut self.source.as_mut().context("no source")?.qmp;
-            let state = qmp.execute("query-migrate", Value::Null)?;
+            let state = self.source()?.execute("query-migrate", Value::Null)?;
             let line = json!({
                 "status": status(&state), "passes": self.passes, "remaining": state.pointer("/ram/remaining"),
                 "transferred": state.pointer("/ram/transferred"), "dirty_rate": state.pointer("/ram/dirty-pages-rate"),
@@ -297,32 +385,53 @@ impl<'a> Run<'a> {
                 said = line.clone();
                 self.events.say("progress", line);
             }
-            if matches!(status(&state), "completed" | "failed" | "cancelled") {
+            let over = matches!(status(&state), "completed" | "failed" | "cancelled");
+            if over || enough(&state) {
                 return Ok(state);
+            }
+            let passes = state
+                .pointer("/ram/dirty-sync-count")
+                .and_then(Value::as_u64);
+            if patient && passes > Some(PATIENCE) {
+                patient = false;
+                let parameters = json!({"downtime-limit": LONG});
+                self.source()?
+                    .execute("migrate-set-parameters", parameters)?;
             }
             ensure!(
                 Instant::now() < end,
                 "the migration did not end in {} s: {state}",
                 self.arguments.limit().as_secs()
             );
-            self.listen(LOOK)?;
+            let passes = self.passes;
+            self.listen(LOOK, |run| run.passes != passes)?;
         }
     }
 
-    /// Waits until the destination runs the guest.
-    fn wait_running(&mut self) -> Result<()> {
+    /// Waits until a side runs the guest.
+    pub(crate) fn wait_running(&mut self, side: Side) -> Result<()> {
+        self.wait_for(side, "running")
+    }
+
+    /// Waits until a side is in the state `wanted`.
+    fn wait_for(&mut self, side: Side, wanted: &str) -> Result<()> {
         let end = Instant::now() + self.arguments.limit();
         loop {
-            let qmp = &mut self.destination.as_mut().context("no destination")?.qmp;
-            let state = qmp.execute("query-status", Value::Null)?;
-            if status(&state) == "running" {
+            let qemu = match side {
+                Side::Source => &mut self.source,
+                Side::Destination => &mut self.destination,
+            };
+            let qemu = qemu.as_mut().context("that QEMU was never started")?;
+            let state = qemu.qmp.execute("query-status", Value::Null)?;
+            if status(&state) == wanted {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < end,
-                "the destination does not run the guest: {state}"
+                "the {} is not {wanted}: {state}",
+                side.name()
             );
-            self.listen(LOOK)?;
+            self.listen(LOOK, |_| false)?;
         }
     }
 
@@ -344,10 +453,10 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Takes all news that come in the time `span`.
-    fn listen(&mut self, span: Duration) -> Result<()> {
+    /// Takes all news that come in the time `span`, or until `enough`.
+    fn listen(&mut self, span: Duration, enough: impl Fn(&Self) -> bool) -> Result<()> {
         let end = Instant::now() + span;
-        while self.hear(end)? {}
+        while !enough(self) && self.hear(end)? {}
         Ok(())
     }
 
@@ -383,8 +492,8 @@ impl<'a> Run<'a> {
             }
             News::Ended(side) => {
                 self.ended[side as usize] = true;
-                let refused = side == Side::Destination && self.arguments.expect_refusal.is_some();
-                let expected = self.guest.halted || refused;
+                let dropped = side == Side::Destination && self.dropped;
+                let expected = self.guest.halted || dropped;
                 let qemu = match side {
                     Side::Source => &mut self.source,
                     Side::Destination => &mut self.destination,
@@ -398,7 +507,8 @@ impl<'a> Run<'a> {
     }
 }
 
-fn status(state: &Value) -> &str {
+/// The status in an answer of the monitor.
+pub(crate) fn status(state: &Value) -> &str {
     let status = state.get("status").and_then(Value::as_str);
     status.unwrap_or("none")
 }
