@@ -2,20 +2,24 @@
 
 //! Benches, in groups. A group's program prints one JSON object per line, first what the machine is, then each
 //! figure; this builds it, runs it here or in a rig, and makes a table of it. Groups that cannot be measured yet say
-//! so.
+//! so. A figure that could not be measured, for whatever reason, is a line with the reason, beside the others.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{bail, Context as _, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 
-use crate::kernel::Kind;
+use crate::command::Failed;
+use crate::kernel::{Kernel, Kind};
+use crate::modules::Modules;
 use crate::rig::card::Card;
+use crate::rig::console::Transcript;
 use crate::rig::image::Overlay;
 use crate::rig::l1::{Iommu, L1};
 use crate::session::Session;
-use crate::{command, test, userspace};
+use crate::userspace::{self, Programs};
+use crate::{command, test};
 
 /// Prints the lines of a group.
 type Group = fn(&Session) -> Result<Vec<Value>>;
@@ -58,6 +62,9 @@ pub(crate) fn run(session: &Session, group: Option<&str>, json: bool) -> Result<
     })
 }
 
+/// Exit code of a program that could not measure some figure, and says so in its lines.
+const INCOMPLETE: i32 = 2;
+
 /// The JSON lines of a program's output; beside them there may be warnings.
 fn json_lines<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<Value> {
     lines
@@ -78,7 +85,12 @@ fn card(session: &Session) -> Result<Vec<Value>> {
         "measuring zerocard against raw io_uring",
         &session.cache.log("bench-card"),
         bench,
-    )?;
+    );
+    let output = output.or_else(|error| match error.downcast::<Failed>() {
+        Ok(failed) if failed.status.code() == Some(INCOMPLETE) => Ok(failed.text),
+        Ok(failed) => Err(failed.into()),
+        Err(error) => Err(error),
+    })?;
     Ok(json_lines(output.lines()))
 }
 
@@ -95,18 +107,64 @@ for device in /sys/bus/pci/devices/*; do
 done
 migration-bench --function $function";
 
-/// Group `migration`: the modules, in L1 on the test kernel.
+/// Group `migration`: the modules, in L1 on the test kernel. Each figure has a machine and a card of its own, so
+/// that one which brings its machine down leaves the others.
 fn migration(session: &Session) -> Result<Vec<Value>> {
-    const SERIAL: &str = "ZSBENCH001";
     let programs = userspace::build(session)?;
     let modules = session.modules(Kind::Test)?;
+    let kernel = session.kernel(Kind::Test)?;
+    let mut list = command::command(programs.path("migration-bench"));
+    list.arg("--list");
+    let list = command::output(list)?;
+    let mut machine = None;
+    let mut figures = Vec::new();
+    for figure in json_lines(list.lines()) {
+        let (described, figure) = with_reason(figure, |name| {
+            in_l1(session, &programs, &modules, kernel, name)
+        });
+        machine = machine.or(described);
+        figures.push(figure);
+    }
+    let machine = machine.unwrap_or_else(|| json!({"machine": null}));
+    Ok([vec![machine], figures].concat())
+}
+
+/// The lines that `measure` gives for `figure`: the machine's and the figure's, which has the reason instead of a
+/// value when there is none.
+fn with_reason(
+    mut figure: Value,
+    measure: impl FnOnce(&str) -> Result<(Value, Value)>,
+) -> (Option<Value>, Value) {
+    let name = figure["name"].as_str().unwrap_or_default().to_owned();
+    match measure(&name) {
+        Ok((machine, figure)) => (Some(machine), figure),
+        Err(error) => {
+            // All of it here; in the line, what stands before the end of a console.
+            let text = format!("{error:#}");
+            eprintln!("{name}: {text}");
+            let reason = text.lines().next().unwrap_or_default();
+            figure["reason"] = Value::from(reason);
+            (None, figure)
+        }
+    }
+}
+
+/// Measures the figure `name` in a machine, and gives back what the machine is and the figure.
+fn in_l1(
+    session: &Session,
+    programs: &Programs,
+    modules: &Modules,
+    kernel: &Kernel,
+    name: &str,
+) -> Result<(Value, Value)> {
+    const SERIAL: &str = "ZSBENCH001";
     let run = session.cache.run_dir("bench")?;
     let options = ["--namespace", "memory=16M", "--functions", "1"].map(str::to_owned);
     let zerocard = programs.path("zerocard");
     let card = Card::start(&session.cache, &zerocard, run.path(), SERIAL, &options)?;
     let transcript = L1 {
         name: "bench-migration",
-        kernel: session.kernel(Kind::Test)?,
+        kernel,
         iommu: Iommu::Vtd,
         functions: card.sockets(),
         memory_mib: 1024,
@@ -121,15 +179,28 @@ fn migration(session: &Session) -> Result<Vec<Value>> {
             )
             .file("/zs/bin/migration-bench", &programs.path("migration-bench"))
             .job("load", LOAD)
-            .job("measure", MEASURE),
+            .job("measure", &format!("{MEASURE} {name}")),
         limit: Duration::from_secs(1200),
     }
     .run(session.place()?)?;
-    transcript.check()?;
-    test::succeeded(&transcript, "load")?;
-    let job = test::succeeded(&transcript, "measure")?;
+    let lines = measured(&transcript)?;
     card.stop()?;
-    Ok(json_lines(job.lines.iter().map(String::as_str)))
+    Ok(lines)
+}
+
+/// What the jobs of a machine measured, if all went well.
+fn measured(transcript: &Transcript) -> Result<(Value, Value)> {
+    transcript.check()?;
+    test::succeeded(transcript, "load")?;
+    let job = transcript.job("measure")?;
+    if job.exit != Some(INCOMPLETE) {
+        test::succeeded(transcript, "measure")?;
+    }
+    let lines = json_lines(job.lines.iter().map(String::as_str));
+    match <[Value; 2]>::try_from(lines) {
+        Ok([machine, figure]) => Ok((machine, figure)),
+        Err(lines) => bail!("{} lines instead of the machine and a figure", lines.len()),
+    }
 }
 
 /// The figures for people.
@@ -139,12 +210,15 @@ fn table(machine: &Value, figures: &[Value]) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let mut out = format!(
-        "{}, {} cores, Linux {}",
-        text(&machine["cpu"]),
-        machine["cores"],
-        text(&machine["kernel"]),
-    );
+    let mut out = match machine {
+        Value::Null => "no machine came so far as to say what it is".to_owned(),
+        machine => format!(
+            "{}, {} cores, Linux {}",
+            text(&machine["cpu"]),
+            machine["cores"],
+            text(&machine["kernel"]),
+        ),
+    };
     if let Some(bytes) = machine["file_bytes"].as_u64() {
         out += &format!(
             ", zerocard {}, {} MiB on {}, in the page cache",
@@ -183,7 +257,7 @@ fn table(machine: &Value, figures: &[Value]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use crate::rig::console::Job;
 
     #[test]
     fn a_table_shows_what_was_measured_and_why_something_was_not() {
@@ -205,5 +279,57 @@ mod tests {
             ["card.x", "0.661", "0.500..0.700", ">=", "0.6", "yes"]
         );
         assert!(lines[4].ends_with("<= 0.5  not measured: it rains"));
+    }
+
+    #[test]
+    fn a_machine_that_fails_is_the_reason_of_its_figure() {
+        let planned =
+            || json!({"name": "m.x", "value": null, "goal": 1.5, "reason": "not asked for"});
+        let ran = |exit, line: &str| Transcript {
+            jobs: vec![job("load", Some(0), ""), job("measure", exit, line)],
+            halted: true,
+            ..Transcript::default()
+        };
+        let asked = |transcript: &Transcript| {
+            with_reason(planned(), |name| {
+                assert_eq!(name, "m.x");
+                measured(transcript)
+            })
+        };
+        let good = r#"{"name":"m.x","value":1}"#;
+        assert_eq!(asked(&ran(Some(0), good)).1["value"], 1);
+        // The program knows the reason.
+        let (machine, figure) = asked(&ran(Some(2), r#"{"name":"m.x","reason":"it rains"}"#));
+        assert_eq!(
+            (machine, &figure["reason"]),
+            (Some(json!({})), &json!("it rains"))
+        );
+        // Somebody else does.
+        let mut crashed = ran(Some(0), good);
+        crashed.trouble = vec!["BUG: x".to_owned()];
+        for (transcript, reason) in [
+            (crashed, "the kernel reported trouble: BUG: x"),
+            (ran(None, good), "the job measure never ended"),
+            (ran(Some(101), good), "the job measure ended with 101"),
+            (
+                ran(Some(0), ""),
+                "1 lines instead of the machine and a figure",
+            ),
+        ] {
+            let (machine, figure) = asked(&transcript);
+            assert_eq!((machine, &figure["reason"]), (None, &json!(reason)));
+            assert_eq!(
+                (&figure["value"], &figure["goal"]),
+                (&Value::Null, &json!(1.5))
+            );
+        }
+    }
+
+    fn job(name: &str, exit: Option<i32>, line: &str) -> Job {
+        Job {
+            name: name.to_owned(),
+            exit,
+            lines: vec!["{}".to_owned(), line.to_owned()],
+        }
     }
 }

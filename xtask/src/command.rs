@@ -62,7 +62,8 @@ pub(crate) fn run_and_read(title: &str, log: &Path, mut cmd: Command) -> Result<
 #[derive(Debug)]
 pub(crate) struct Failed {
     title: String,
-    status: ExitStatus,
+    /// How it ended.
+    pub(crate) status: ExitStatus,
     /// All of its output.
     pub(crate) text: String,
     log: PathBuf,

@@ -2,6 +2,9 @@
 
 //! Medians and spread, and the lines that come out: README, "Benches".
 
+use std::process::ExitCode;
+
+use anyhow::Result;
 use serde::Serialize;
 use serde_json::{json, Value};
 
@@ -49,39 +52,75 @@ fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-/// One line: a figure against its goal.
-pub fn metric(name: &str, unit: &str, goal: Goal, values: &Spread, raw: &Value) -> Value {
-    let value = values.median;
-    let (limit, met) = match goal {
-        Goal::AtLeast(limit) => (limit, value >= limit),
-        Goal::AtMost(limit) => (limit, value <= limit),
-    };
-    json!({
-        "name": name, "value": rounded(value), "unit": unit, "goal": limit,
-        "better": better(goal), "met": met,
-        "min": rounded(values.min), "max": rounded(values.max), "raw": raw,
-    })
+/// What is known of a figure before it is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Figure {
+    /// Its name.
+    pub name: &'static str,
+    /// What its value counts.
+    pub unit: &'static str,
+    /// What is hoped for.
+    pub goal: Goal,
 }
 
-/// One line: a figure that there is not, and why.
-pub fn not_measured(name: &str, unit: &str, goal: Goal, why: &str) -> Value {
-    let (Goal::AtLeast(limit) | Goal::AtMost(limit)) = goal;
-    json!({
-        "name": name, "value": null, "unit": unit, "goal": limit,
-        "better": better(goal), "met": null, "reason": why,
-    })
+impl Figure {
+    /// One line: the figure against its goal.
+    pub fn measured(&self, values: &Spread, raw: &Value) -> Value {
+        let value = values.median;
+        let (limit, met) = match self.goal {
+            Goal::AtLeast(limit) => (limit, value >= limit),
+            Goal::AtMost(limit) => (limit, value <= limit),
+        };
+        json!({
+            "name": self.name, "value": rounded(value), "unit": self.unit, "goal": limit,
+            "better": self.better(), "met": met,
+            "min": rounded(values.min), "max": rounded(values.max), "raw": raw,
+        })
+    }
+
+    /// One line: a figure that there is not, and why.
+    pub fn not_measured(&self, why: &str) -> Value {
+        let (Goal::AtLeast(limit) | Goal::AtMost(limit)) = self.goal;
+        json!({
+            "name": self.name, "value": null, "unit": self.unit, "goal": limit,
+            "better": self.better(), "met": null, "reason": why,
+        })
+    }
+
+    /// What `measure` came to: its line, or one that says why there is none.
+    pub fn line(&self, measure: impl FnOnce() -> Result<Value>) -> Value {
+        measure().unwrap_or_else(|error| self.not_measured(&format!("{error:#}")))
+    }
+
+    fn better(&self) -> &'static str {
+        match self.goal {
+            Goal::AtLeast(_) => "higher",
+            Goal::AtMost(_) => "lower",
+        }
+    }
 }
 
-fn better(goal: Goal) -> &'static str {
-    match goal {
-        Goal::AtLeast(_) => "higher",
-        Goal::AtMost(_) => "lower",
+/// Exit code of a program that printed `lines` of figures: 2 when one could not be measured.
+pub fn exit_code<'a>(lines: impl IntoIterator<Item = &'a Value>) -> ExitCode {
+    if lines.into_iter().any(|line| line["value"].is_null()) {
+        ExitCode::from(2)
+    } else {
+        ExitCode::SUCCESS
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use anyhow::anyhow;
+
+    fn figure(goal: Goal) -> Figure {
+        Figure {
+            name: "x",
+            unit: "ratio",
+            goal,
+        }
+    }
 
     #[test]
     fn the_median_is_the_middle_value() {
@@ -94,14 +133,24 @@ mod tests {
     fn a_goal_has_a_direction() {
         let met = |goal, value| {
             let spread = Spread::of([value]);
-            metric("x", "ratio", goal, &spread, &Value::Null)["met"] == json!(true)
+            figure(goal).measured(&spread, &Value::Null)["met"] == json!(true)
         };
         assert!(met(Goal::AtLeast(0.6), 0.6) && !met(Goal::AtLeast(0.6), 0.59));
         assert!(met(Goal::AtMost(0.5), 0.5) && !met(Goal::AtMost(0.5), 0.51));
-        let missing = not_measured("x", "ratio", Goal::AtMost(0.5), "it rains");
+    }
+
+    #[test]
+    fn a_figure_that_fails_is_a_line_with_the_reason() {
+        let figure = figure(Goal::AtMost(0.5));
+        let missing = figure.line(|| Err(anyhow!("it rains").context("outside")));
         assert_eq!(
-            (&missing["met"], &missing["value"]),
-            (&Value::Null, &Value::Null)
+            missing,
+            json!({"name": "x", "value": null, "unit": "ratio", "goal": 0.5, "better": "lower",
+                "met": null, "reason": "outside: it rains"})
         );
+        let there = figure.line(|| Ok(figure.measured(&Spread::of([0.0]), &Value::Null)));
+        assert_eq!(there["value"], 0.0);
+        assert_eq!(exit_code([&there]), ExitCode::SUCCESS);
+        assert_eq!(exit_code([&there, &missing, &there]), ExitCode::from(2));
     }
 }

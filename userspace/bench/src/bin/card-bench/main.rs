@@ -32,6 +32,7 @@ use cores::Cores;
 use machine::Machine;
 use measure::Bench;
 use sys::Direction;
+use zeroshift_bench::report::{self, Figure};
 
 /// Measure zerocard: I/Os per second of CPU time against raw io_uring, the cost of tracking, and
 /// accesses to guest memory.
@@ -61,7 +62,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(lines) => report::exit_code(&lines),
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -69,7 +70,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<()> {
+/// Prints the machine and the figures; gives back the latter.
+fn run(arguments: &Arguments) -> Result<Vec<Value>> {
     let cores = Cores::choose()?;
     let path = arguments.dir.join("medium");
     make_file(&path, arguments.file_mib << 20)?;
@@ -88,24 +90,26 @@ fn run(arguments: &Arguments) -> Result<()> {
         ios: arguments.ios.max(1),
         depth: arguments.depth,
     };
-    let read = "card.nvme_randread_ratio";
-    let write = "card.nvme_randwrite_ratio";
-    let figures: [(&str, &dyn Fn() -> Result<Value>); 4] = [
-        (read, &|| bench.ratio(read, Direction::Read)),
-        (write, &|| bench.ratio(write, Direction::Write)),
-        ("card.tracking_cost", &|| bench.tracking()),
-        ("card.accesses", &|| bench.accesses()),
+    let figures: [(&Figure, &dyn Fn() -> Result<Value>); 4] = [
+        (&measure::READ, &|| {
+            bench.ratio(&measure::READ, Direction::Read)
+        }),
+        (&measure::WRITE, &|| {
+            bench.ratio(&measure::WRITE, Direction::Write)
+        }),
+        (&measure::TRACKING, &|| bench.tracking()),
+        (&measure::ACCESSES, &|| bench.accesses()),
     ];
-    for (name, measure) in figures {
-        if arguments
-            .filter
-            .as_ref()
-            .is_none_or(|part| name.contains(part))
-        {
-            print(&measure().with_context(|| name.to_owned())?)?;
+    let mut lines = Vec::new();
+    for (figure, measure) in figures {
+        let wanted = |part: &String| figure.name.contains(part.as_str());
+        if arguments.filter.as_ref().is_none_or(wanted) {
+            let line = figure.line(measure);
+            print(&line)?;
+            lines.push(line);
         }
     }
-    Ok(())
+    Ok(lines)
 }
 
 fn print(line: &Value) -> Result<()> {

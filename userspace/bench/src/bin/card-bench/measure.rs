@@ -21,7 +21,24 @@ use crate::load::{Buffers, Load, BLOCK};
 use crate::queue::Queue;
 use crate::sample::Sample;
 use crate::sys::{CpuClock, Direction, Ram};
-use zeroshift_bench::report::{self, Goal, Spread};
+use zeroshift_bench::report::{Figure, Goal, Spread};
+
+/// CPU time of random reads.
+pub(crate) const READ: Figure = ratio("card.nvme_randread_ratio", Goal::AtLeast(0.6));
+/// CPU time of random writes.
+pub(crate) const WRITE: Figure = ratio("card.nvme_randwrite_ratio", Goal::AtLeast(0.6));
+/// What memory tracking costs.
+pub(crate) const TRACKING: Figure = ratio("card.tracking_cost", Goal::AtLeast(0.95));
+/// Accesses to guest memory.
+pub(crate) const ACCESSES: Figure = ratio("card.accesses", Goal::AtMost(0.5));
+
+const fn ratio(name: &'static str, goal: Goal) -> Figure {
+    Figure {
+        name,
+        unit: "ratio",
+        goal,
+    }
+}
 
 /// Guest RAM of the measured function.
 const RAM: usize = 64 << 20;
@@ -89,8 +106,7 @@ impl Bench<'_> {
     }
 
     /// `card.nvme_randread_ratio` and `card.nvme_randwrite_ratio`.
-    pub(crate) fn ratio(&self, name: &str, direction: Direction) -> Result<Value> {
-        const GOAL: Goal = Goal::AtLeast(0.6);
+    pub(crate) fn ratio(&self, figure: &Figure, direction: Direction) -> Result<Value> {
         let mut disk = self.disk(Doorbells::Shadow)?;
         let ram = Ram::new(RAM)?;
         let mut pairs = Vec::new();
@@ -114,20 +130,17 @@ impl Bench<'_> {
             "ios": self.ios, "pairs": pairs.len(), "depth": self.depth,
             "ratios": pairs.iter().map(ratios).collect::<Vec<_>>(),
         });
-        Ok(report::metric(name, "ratio", GOAL, &values, &raw))
+        Ok(figure.measured(&values, &raw))
     }
 
     /// `card.tracking_cost`: random reads, which make the card write to guest memory, to buffers all
     /// over RAM.
     pub(crate) fn tracking(&self) -> Result<Value> {
-        const NAME: &str = "card.tracking_cost";
-        const GOAL: Goal = Goal::AtLeast(0.95);
         let mut admin = Controller::enable(&self.card.socket("admin"), ADMIN_RAM)?;
         let disk = RefCell::new(self.disk(Doorbells::Shadow)?);
-        if let Err(error) = admin.start_tracking(FUNCTION.1, RAM as u64) {
-            let why = format!("the card does not track memory: {error:#}");
-            return Ok(report::not_measured(NAME, "ratio", GOAL, &why));
-        }
+        admin
+            .start_tracking(FUNCTION.1, RAM as u64)
+            .context("the card does not track memory")?;
         admin.stop_tracking(FUNCTION.1)?;
         let buffers = Buffers::Rotating(RAM as u64 - DATA);
         let mut pairs = Vec::new();
@@ -160,18 +173,13 @@ impl Bench<'_> {
             "ios": self.ios, "pairs": pairs.len(), "depth": self.depth,
             "ratios": pairs.iter().map(ratios).collect::<Vec<_>>(),
         });
-        Ok(report::metric(NAME, "ratio", GOAL, &values, &raw))
+        Ok(TRACKING.measured(&values, &raw))
     }
 
     /// `card.accesses`: with trapped doorbells, so that the count does not depend on how often the
     /// card looked for work in vain.
     pub(crate) fn accesses(&self) -> Result<Value> {
-        const NAME: &str = "card.accesses";
-        const GOAL: Goal = Goal::AtMost(0.5);
-        if let Err(error) = self.accesses_so_far() {
-            let why = format!("the card does not count: {error:#}");
-            return Ok(report::not_measured(NAME, "ratio", GOAL, &why));
-        }
+        self.accesses_so_far().context("the card does not count")?;
         let polled = self.polled_accesses()?;
         let mut disk = self.disk(Doorbells::Trapped)?;
         // A trap takes a message, and a fixed number of commands is enough for a count.
@@ -195,7 +203,7 @@ impl Bench<'_> {
             "per_request_with_shadow_doorbells": polled,
             "ios": ios, "pairs": self.pairs, "depth": self.depth,
         });
-        Ok(report::metric(NAME, "ratio", GOAL, &values, &raw))
+        Ok(ACCESSES.measured(&values, &raw))
     }
 
     /// Accesses per request with shadow doorbells and the queue kept full, looks at the doorbells

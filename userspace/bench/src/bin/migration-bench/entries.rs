@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{ensure, Result};
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 use serde_json::{json, Value};
-use zeroshift_bench::report::{self, Goal, Spread};
+use zeroshift_bench::report::{Figure, Goal, Spread};
 use zeroshift_tests::vfio::dma::DATA;
 use zeroshift_tests::vfio::log::PAGE;
 use zeroshift_tests::vfio::nvme::{succeeded, Nvme, Wish};
@@ -18,8 +18,12 @@ use zeroshift_tests::vfio::rig::{function, open, Setup};
 use crate::probes::Probes;
 use crate::{ACCESS, DRIVER, PLAIN};
 
-/// Name of the figure.
-pub(crate) const NAME: &str = "passthrough.entries_per_io";
+/// The figure.
+pub(crate) const FIGURE: Figure = Figure {
+    name: "passthrough.entries_per_io",
+    unit: "entries",
+    goal: Goal::AtMost(0.0),
+};
 
 /// How long an interrupt may take.
 const LIMIT: Timespec = Timespec {
@@ -84,13 +88,7 @@ pub(crate) fn measure(address: &str, pairs: u32) -> Result<Value> {
         "tries": TRIES,
     });
     let value = Spread::of([entries as f64 / IOS as f64]);
-    Ok(report::metric(
-        NAME,
-        "entries",
-        Goal::AtMost(0.0),
-        &value,
-        &raw,
-    ))
+    Ok(FIGURE.measured(&value, &raw))
 }
 
 /// Starts the function with `driver` and an interrupt for its I/O queue.

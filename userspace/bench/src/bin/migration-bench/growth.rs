@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Result};
 use serde_json::{json, Value};
-use zeroshift_bench::report::{self, Goal, Spread};
+use zeroshift_bench::report::{Figure, Goal, Spread};
 use zeroshift_tests::vfio::log::{pages_of, range, words, Pages, Range, PAGE};
 use zeroshift_tests::vfio::memory::Memory;
 use zeroshift_tests::vfio::nvme::{Nvme, Wish};
@@ -15,10 +15,18 @@ use zeroshift_tests::vfio::rig::{function, open, Setup};
 
 use crate::{ACCESS, DRIVER};
 
-/// Name of the figure for ten times the dirty ranges.
-pub(crate) const DIRTY: &str = "logsync.growth_dirty";
-/// Name of the figure for ten times the tracked addresses.
-pub(crate) const SPAN: &str = "logsync.growth_span";
+/// Ten times the dirty ranges.
+pub(crate) const DIRTY: Figure = Figure {
+    name: "logsync.growth_dirty",
+    unit: "ratio",
+    goal: Goal::AtMost(12.0),
+};
+/// Ten times the tracked addresses.
+pub(crate) const SPAN: Figure = Figure {
+    name: "logsync.growth_span",
+    unit: "ratio",
+    goal: Goal::AtMost(1.5),
+};
 
 /// What the function writes to: 64 MiB from 4 GiB on.
 const TARGET: Range = range(1 << 32, 64 << 20);
@@ -41,7 +49,7 @@ pub(crate) fn dirty(address: &str, pairs: u32) -> Result<Value> {
         tracked: NARROW,
         ranges: MANY,
     };
-    compare(DIRTY, 12.0, address, pairs, small, large)
+    compare(&DIRTY, address, pairs, small, large)
 }
 
 /// Time of a report over ten times the addresses, with as many dirty ranges, divided by that over them.
@@ -54,7 +62,7 @@ pub(crate) fn span(address: &str, pairs: u32) -> Result<Value> {
         tracked: WIDE,
         ranges: FEW,
     };
-    compare(SPAN, 1.5, address, pairs, small, large)
+    compare(&SPAN, address, pairs, small, large)
 }
 
 /// One side.
@@ -73,14 +81,7 @@ impl Case {
     }
 }
 
-fn compare(
-    name: &str,
-    goal: f64,
-    address: &str,
-    pairs: u32,
-    small: Case,
-    large: Case,
-) -> Result<Value> {
+fn compare(figure: &Figure, address: &str, pairs: u32, small: Case, large: Case) -> Result<Value> {
     let Setup { dma, mut devices } = open(DRIVER, &[&function(address)], ACCESS)?;
     let memory = Memory::new(usize::try_from(TARGET.length)?)?;
     dma.space.map(TARGET.iova, &memory, 0, memory.length())?;
@@ -111,13 +112,7 @@ fn compare(
         "large": {"tracked_bytes": large.tracked.length, "ranges": large.ranges, "us": Spread::of(large_us)},
         "pairs": pairs, "tries": TRIES, "ratios": ratios,
     });
-    Ok(report::metric(
-        name,
-        "ratio",
-        Goal::AtMost(goal),
-        &Spread::of(ratios),
-        &raw,
-    ))
+    Ok(figure.measured(&Spread::of(ratios), &raw))
 }
 
 /// The shortest time of a report over all that is tracked, in a log of its own. Each report has to be right, else

@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use serde_json::{json, Value};
+use zeroshift_bench::report::{self, Figure};
 use zeroshift_tests::vfio::space::Access;
 
 /// The driver that is measured.
@@ -28,8 +29,11 @@ const PLAIN: &str = "vfio-pci";
 #[derive(Parser)]
 struct Arguments {
     /// PCI address of an NVMe function that a card manages; its namespace 1 is read only
-    #[arg(long)]
+    #[arg(long, required_unless_present = "list", default_value = "")]
     function: String,
+    /// Measure nothing: print the figures that there are, as if none could be measured
+    #[arg(long)]
+    list: bool,
     /// Repeats of each side
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
@@ -39,7 +43,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -47,30 +51,39 @@ fn main() -> ExitCode {
     }
 }
 
-type Figure = (&'static str, fn(&str, u32) -> Result<Value>);
+/// How it is measured: with the function at an address, and a number of repeats.
+type Measure = fn(&str, u32) -> Result<Value>;
 
-const FIGURES: [Figure; 4] = [
-    (entries::NAME, entries::measure),
+const FIGURES: [(Figure, Measure); 4] = [
+    (entries::FIGURE, entries::measure),
     (growth::DIRTY, growth::dirty),
     (growth::SPAN, growth::span),
-    (overhead::NAME, overhead::measure),
+    (overhead::FIGURE, overhead::measure),
 ];
 
-fn run(arguments: &Arguments) -> Result<()> {
+/// A figure that cannot be measured is a line like any other: the next ones still are.
+fn run(arguments: &Arguments) -> Result<ExitCode> {
+    if arguments.list {
+        for (figure, _) in FIGURES {
+            print(&figure.not_measured("not asked for"))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     print(&json!({"machine": {
         "cpu": cpu()?, "cores": std::thread::available_parallelism()?.get(), "kernel": kernel.trim_end(),
         "access": format!("{ACCESS:?}"),
     }}))?;
-    for (name, measure) in FIGURES {
-        let wanted = |part: &String| name.contains(part.as_str());
+    let mut lines = Vec::new();
+    for (figure, measure) in FIGURES {
+        let wanted = |part: &String| figure.name.contains(part.as_str());
         if arguments.filter.as_ref().is_none_or(wanted) {
-            print(
-                &measure(&arguments.function, arguments.pairs).with_context(|| name.to_owned())?,
-            )?;
+            let line = figure.line(|| measure(&arguments.function, arguments.pairs));
+            print(&line)?;
+            lines.push(line);
         }
     }
-    Ok(())
+    Ok(report::exit_code(&lines))
 }
 
 /// How QEMU opens a function when it is told nothing else.
