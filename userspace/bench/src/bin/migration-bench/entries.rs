@@ -65,7 +65,7 @@ pub(crate) fn measure(address: &str, pairs: u32) -> Result<Value> {
         }
     }
     // Apart from the rates, which probes would spoil.
-    let (entries, control, probed, refused) = with_function(address, DRIVER, |nvme, event| {
+    let (entries, control, probed) = with_function(address, DRIVER, |nvme, event| {
         let probes = Probes::new(&MODULES)?;
         let begin = probes.hits()?;
         run(nvme, event)?;
@@ -77,12 +77,12 @@ pub(crate) fn measure(address: &str, pairs: u32) -> Result<Value> {
             control > 0,
             "the probes do not see an ioctl that the driver answers"
         );
-        Ok((end - begin, control, probes.probed, probes.refused))
+        Ok((end - begin, control, probes.probed))
     })?;
     let ratio = Spread::of(ours.iter().zip(&plain).map(|(ours, plain)| ours / plain));
     let (ours, plain) = (Spread::of(ours), Spread::of(plain));
     let raw = json!({
-        "entries": entries, "ios": IOS, "functions_probed": probed, "functions_not_probed": refused,
+        "entries": entries, "ios": IOS, "functions_probed": probed,
         "entries_of_one_ioctl": control,
         "iops": ours, "iops_of_vfio_pci": plain, "iops_ratio": ratio, "iops_ratio_of_best": ours.max / plain.max, "pairs": pairs,
         "tries": TRIES,

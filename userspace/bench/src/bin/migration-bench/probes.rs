@@ -2,10 +2,12 @@
 
 //! Counts how often the functions of kernel modules are entered: a kprobe on each of them.
 //!
-//! Made and owned by the bench for the time of a measurement; needs tracefs and CONFIG_KPROBE_EVENTS.
+//! Made and owned by the bench for the time of a measurement; needs tracefs and CONFIG_KPROBE_EVENTS. Each function,
+//! without exception: an entry into one that has no probe would not be counted, and look like none. (What the
+//! compiler inlined is no function of its own, and is entered where its caller is.)
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use anyhow::{bail, ensure, Context as _, Result};
@@ -20,12 +22,10 @@ pub(crate) struct Probes {
     tracefs: PathBuf,
     /// Functions that have one.
     pub(crate) probed: usize,
-    /// Functions that the kernel lets nobody probe.
-    pub(crate) refused: usize,
 }
 
 impl Probes {
-    /// Puts a probe on every function of `modules`, which are loaded.
+    /// Puts a probe on every function of `modules`, which are loaded. It is an error when one cannot have it.
     pub(crate) fn new(modules: &[&str]) -> Result<Self> {
         let mut places = TRACEFS.map(PathBuf::from).into_iter();
         let tracefs = places
@@ -34,28 +34,20 @@ impl Probes {
             "no kprobe_events: mount tracefs (mount -t tracefs tracefs /sys/kernel/tracing), and \
                  use a kernel with CONFIG_KPROBE_EVENTS",
         )?;
-        let mut probes = Self {
-            tracefs,
-            probed: 0,
-            refused: 0,
-        };
+        let mut probes = Self { tracefs, probed: 0 };
+        let mut wanted = Vec::new();
         for module in modules {
-            let before = probes.probed;
-            for symbol in functions(module)? {
-                let probe = format!("p:{GROUP}/p{} {module}:{symbol}\n", probes.probed);
-                let mut events = OpenOptions::new()
-                    .append(true)
-                    .open(probes.tracefs.join("kprobe_events"))?;
-                match events.write_all(probe.as_bytes()) {
-                    Ok(()) => probes.probed += 1,
-                    Err(_) => probes.refused += 1,
-                }
-            }
-            ensure!(
-                probes.probed > before,
-                "no function of {module} can be probed"
-            );
+            let functions = functions(module)?;
+            wanted.extend(functions.iter().map(|name| format!("{module}:{name}")));
         }
+        let events = probes.tracefs.join("kprobe_events");
+        place(&wanted, |function| {
+            let probe = format!("p:{GROUP}/p{} {function}\n", probes.probed);
+            let mut events = OpenOptions::new().append(true).open(&events)?;
+            events.write_all(probe.as_bytes())?;
+            probes.probed += 1;
+            Ok(())
+        })?;
         probes.switch("1")?;
         Ok(probes)
     }
@@ -97,6 +89,27 @@ impl Drop for Probes {
     }
 }
 
+/// Puts a probe on each of `functions` with `put`; an error that names some when it does not take all.
+fn place(functions: &[String], mut put: impl FnMut(&str) -> io::Result<()>) -> Result<()> {
+    /// Names that one can still read.
+    const NAMED: usize = 3;
+    let mut refused = Vec::new();
+    for function in functions {
+        if let Err(error) = put(function) {
+            refused.push(format!("{function} ({error})"));
+        }
+    }
+    let some = refused.get(..NAMED).unwrap_or(&refused).join(", ");
+    let more = if refused.len() > NAMED { ", ..." } else { "" };
+    ensure!(
+        refused.is_empty(),
+        "entries would not be counted: no probe on {} of {} functions: {some}{more}",
+        refused.len(),
+        functions.len()
+    );
+    Ok(())
+}
+
 /// The functions of a module, by the kernel's list of symbols.
 fn functions(module: &str) -> Result<Vec<String>> {
     let symbols = fs::read_to_string("/proc/kallsyms")?;
@@ -118,4 +131,28 @@ fn functions(module: &str) -> Result<Vec<String>> {
     names.dedup();
     ensure!(!names.is_empty(), "the module {module} is not loaded");
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_without_a_probe_is_an_error_that_names_some() {
+        let functions = ["m:a", "m:b", "m:c", "m:d", "m:e"].map(str::to_owned);
+        let placed = |refused: &[&str]| {
+            place(&functions, |function| match refused.contains(&function) {
+                true => Err(io::ErrorKind::InvalidInput.into()),
+                false => Ok(()),
+            })
+            .map_err(|error| error.to_string())
+        };
+        assert_eq!(placed(&[]), Ok(()));
+        let one = placed(&["m:d"]).unwrap_err();
+        assert!(one.contains("1 of 5 functions: m:d (invalid"), "{one}");
+        assert!(!one.contains("..."), "{one}");
+        let four = placed(&["m:a", "m:b", "m:d", "m:e"]).unwrap_err();
+        assert!(four.contains("4 of 5") && four.contains("m:d ("), "{four}");
+        assert!(!four.contains("m:e") && four.ends_with(", ..."), "{four}");
+    }
 }
