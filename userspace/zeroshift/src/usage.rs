@@ -3,7 +3,8 @@
 //! Who uses a function: what has to be asked before it is taken from its driver. Only looks.
 //!
 //! A look is not a lock: whoever begins to use the function a moment later is not seen. What is
-//! claimed for good (mounted, swap, device mapper, RAID) and what a process has open both count.
+//! claimed for good (mounted, swap, device mapper, RAID) and what a process has open both count. So
+//! does a network interface that is up; one in another network namespace is not seen.
 
 use crate::sysfs::{names, Sysfs};
 use std::fs::{self, File};
@@ -48,8 +49,37 @@ pub(crate) fn users(sysfs: &Sysfs, system: &System, address: &str) -> Vec<String
             users.push(format!("{name} is in use (swap, device mapper or RAID?)"));
         }
     }
+    users.extend(interfaces(sysfs, address));
     users.extend(processes(system, &nodes(sysfs, address, &blocks)));
     users
+}
+
+/// Network interfaces of a function that are switched on, with or without a carrier.
+fn interfaces(sysfs: &Sysfs, address: &str) -> Vec<String> {
+    /// IFF_UP of `linux/if.h`.
+    const UP: u32 = 1;
+    let folders = Vec::from_iter(fs::canonicalize(sysfs.function(address)));
+    let class = sysfs.root().join("class/net");
+    let up = |name: &String| {
+        let flags = fs::read_to_string(class.join(name).join("flags")).unwrap_or_default();
+        let flags = flags.trim().trim_start_matches("0x");
+        u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & UP != 0)
+    };
+    let found = below(&class, &folders).into_iter();
+    let found = found.filter(up);
+    found
+        .map(|name| format!("network interface {name} is up"))
+        .collect()
+}
+
+/// The devices of a class that are inside one of `folders`, which are canonical.
+fn below(class: &Path, folders: &[PathBuf]) -> Vec<String> {
+    let mut found = names(class);
+    found.retain(|name| {
+        let path = fs::canonicalize(class.join(name));
+        path.is_ok_and(|path| folders.iter().any(|folder| path.starts_with(folder)))
+    });
+    found
 }
 
 /// Names of the block devices of a function, partitions and namespaces with several paths included.
@@ -66,13 +96,7 @@ fn blocks(sysfs: &Sysfs, address: &str) -> Vec<String> {
             }
         }
     }
-    let class = sysfs.root().join("class/block");
-    let mut blocks = names(&class);
-    blocks.retain(|name| {
-        let path = fs::canonicalize(class.join(name));
-        path.is_ok_and(|path| folders.iter().any(|folder| path.starts_with(folder)))
-    });
-    blocks
+    below(&sysfs.root().join("class/block"), &folders)
 }
 
 /// Device nodes, below `/dev`, through which a process may use the function.
@@ -232,6 +256,30 @@ mod tests {
             machine.users("0000:03:00.0"),
             ["/dev/nvme1n1 is open in process 13 (cat)"]
         );
+    }
+
+    #[test]
+    fn a_network_interface_that_is_up_is_in_use() {
+        let machine = Machine::new();
+        let sysfs = &machine.sysfs;
+        let class = sysfs.path().join("class/net");
+        fs::create_dir_all(class.join("lo")).unwrap();
+        fs::write(class.join("lo/flags"), "0x9\n").unwrap();
+        for (address, name) in [("0000:04:00.0", "eth0"), ("0000:05:00.0", "eth1")] {
+            sysfs.add_function(address, "0x020000", Some("virtio-pci"));
+            // As virtio has it: not directly below the function.
+            let path = sysfs.function(address).join("virtio0/net").join(name);
+            fs::create_dir_all(&path).unwrap();
+            // Without a carrier.
+            fs::write(path.join("flags"), "0x1003\n").unwrap();
+            symlink(path, class.join(name)).unwrap();
+        }
+        let up = ["network interface eth0 is up"];
+        assert_eq!(machine.users("0000:04:00.0"), up);
+        assert!(machine.users("0000:02:00.0").is_empty());
+        fs::write(class.join("eth0/flags"), "0x1002\n").unwrap();
+        assert!(machine.users("0000:04:00.0").is_empty());
+        assert_eq!(machine.users("0000:05:00.0").len(), 1);
     }
 
     #[test]
