@@ -8,6 +8,7 @@
 use crate::backend::Backend;
 use crate::cli::{BindOptions, FunctionOptions, UnbindOptions, DRIVER};
 use crate::device::Device;
+use crate::modules;
 use crate::progress;
 use crate::sysfs::Sysfs;
 use crate::usage::{self, System};
@@ -121,9 +122,8 @@ impl Machine<'_> {
         }
         if !self.sysfs.has_driver(driver) {
             bail!(
-                "cannot bind {address} to {driver}: there is no such PCI driver; 'modprobe {}' \
-                 loads it",
-                driver.replace('-', "_")
+                "cannot bind {address} to {driver}: there is no such PCI driver; to load it: {}",
+                modules::load(&driver.replace('-', "_"))
             );
         }
         let cannot = || format!("cannot bind {address} to {driver}");
@@ -468,7 +468,7 @@ mod tests {
         };
         refused("bind 9:0.0", None, &["no PCI function 0000:09:00.0"]);
         refused("unbind 9:0.0", None, &["no PCI function 0000:09:00.0"]);
-        let words = ["vfio-pci", "'modprobe vfio_pci'"];
+        let words = ["vfio-pci", "to load it: modprobe vfio_pci"];
         refused("bind 2:0.0 --driver vfio-pci", None, &words);
         let fake = Fake::default();
         fake.flags.set(MIGDIRTY_FUNCTION_OWNED_BY_VFIO);

@@ -5,6 +5,7 @@
 
 use crate::address::Address;
 use crate::backend::{Backend, State, Synced};
+use crate::modules;
 use crate::sys;
 use anyhow::{anyhow, bail, Result};
 use migdirty_uapi::{
@@ -58,9 +59,10 @@ impl Device {
     pub(crate) fn open_loaded(path: &Path) -> Result<Self> {
         Self::open(path)?.ok_or_else(|| {
             anyhow!(
-                "{} is not there: the module migdirty is not loaded; 'modprobe migdirty', or in a \
-                 container pass the device in",
-                path.display()
+                "{} is not there: the module migdirty is not loaded; to load it: {}; in a container \
+                 pass the device in",
+                path.display(),
+                modules::load("migdirty")
             )
         })
     }

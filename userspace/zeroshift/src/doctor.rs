@@ -10,6 +10,7 @@ use crate::cli::{DoctorOptions, DRIVER};
 use crate::device::{self, Cards, Device};
 use crate::function::Report;
 use crate::list;
+use crate::modules;
 use crate::sysfs::{names, Sysfs};
 use crate::table;
 use crate::WRITING;
@@ -79,23 +80,24 @@ impl Check {
 pub(crate) fn run(options: &DoctorOptions, output: &mut impl Write) -> Result<()> {
     let sysfs = Sysfs::new(&options.places.sysfs);
     let device = Device::open(&options.places.device);
-    let mut checks = vec![kernel(Path::new("/proc")), iommu(&sysfs), front_end(&sysfs)];
-    checks.extend(match &device {
-        Ok(Some(device)) => {
-            let loaded = Check::ok("migdirty", "the module is loaded".into());
-            [loaded, cards(device), functions(&sysfs, device)].into()
-        }
-        Ok(None) => vec![Check::missing(
+    let mut checks = vec![kernel(Path::new("/proc")), iommu(&sysfs)];
+    checks.push(match &device {
+        Ok(Some(_)) => Check::ok("migdirty", "the module is loaded".into()),
+        Ok(None) => Check::missing(
             "migdirty",
             "the module that drives cards is not loaded".into(),
-            "modprobe migdirty, or in a container pass /dev/migdirty in",
-        )],
-        Err(error) => vec![Check::unknown(
-            "migdirty",
-            format!("{error:#}"),
-            "sudo zeroshift doctor",
-        )],
+            &format!(
+                "{}; in a container pass /dev/migdirty in",
+                modules::load("migdirty")
+            ),
+        ),
+        Err(error) => Check::unknown("migdirty", format!("{error:#}"), "sudo zeroshift doctor"),
     });
+    // In the order in which the modules load: this one needs the other.
+    checks.push(front_end(&sysfs));
+    if let Ok(Some(device)) = &device {
+        checks.extend([cards(device), functions(&sysfs, device)]);
+    }
     show(&checks, options.json, output)
 }
 
@@ -187,7 +189,7 @@ fn front_end(sysfs: &Sysfs) -> Check {
     Check::missing(
         DRIVER,
         "the VFIO driver that migrates is not loaded".into(),
-        "modprobe zeroshift_vfio_pci",
+        &modules::load(DRIVER),
     )
 }
 
@@ -291,7 +293,7 @@ mod tests {
             assert!(fix.contains(word), "{fix}");
         };
         missing(iommu(&sysfs), "intel_iommu=on");
-        missing(front_end(&sysfs), "modprobe zeroshift_vfio_pci");
+        missing(front_end(&sysfs), "insmod PATH/zeroshift_vfio_pci.ko");
         missing(cards(&FakeCards(vec![])), "zeroshift list");
         missing(functions(&sysfs, &Fake::default()), "dmesg");
 

@@ -10,6 +10,7 @@ use crate::cli::ListOptions;
 use crate::device::{self, Cards, Device};
 use crate::explain::{explain, Request};
 use crate::function::Report;
+use crate::modules;
 use crate::size::{self, granule};
 use crate::sysfs::{Function, Sysfs};
 use crate::table;
@@ -227,7 +228,8 @@ impl Inventory {
                  echo {address} > /sys/bus/pci/drivers/migdirty/bind"
             )],
             (State::Unbound, None) if !self.module_loaded => vec![format!(
-                "\n{address} has no driver. To bind it:\n  modprobe migdirty"
+                "\n{address} has no driver. To bind it:\n  {}",
+                modules::load("migdirty")
             )],
             (State::Unbound, None) => vec![format!(
                 "\n{address} has no driver. To bind it ('dmesg' says why if that fails):\n  \
@@ -235,9 +237,9 @@ impl Inventory {
             )],
             (State::Unbound, Some(driver)) => {
                 let load = if self.module_loaded {
-                    ""
+                    String::new()
                 } else {
-                    "  modprobe migdirty\n"
+                    format!("  {}\n", modules::load("migdirty"))
                 };
                 vec![format!(
                     "\n{address} belongs to driver {driver}. To take it over, when nothing uses \
@@ -478,7 +480,8 @@ FUNCTION      CARD          ID  DRIVER  STATE    OWNER  LOG
     fn advice_fits_the_state() {
         let sysfs = FakeSysfs::new();
         sysfs.add_function("0000:02:00.0", "0x010803", None);
-        assert!(text(&gather(&sysfs, None)).ends_with("\n  modprobe migdirty\n"));
+        assert!(text(&gather(&sysfs, None))
+            .ends_with("\n  modprobe migdirty || insmod PATH/migdirty.ko\n"));
 
         sysfs.add_function("0000:03:00.0", "0x010803", Some("vfio-pci"));
         let shown = text(&gather(&sysfs, None));

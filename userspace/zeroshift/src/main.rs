@@ -19,6 +19,7 @@ mod function;
 mod inspect;
 mod list;
 mod log;
+mod modules;
 mod pages;
 mod progress;
 mod save;
