@@ -55,7 +55,7 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
-    /// Show the main job, as far as it is built. Exits 2 while a part of it is missing.
+    /// Show the main job: a guest with its NVMe function moves from one QEMU to another, and is judged.
     Demo {
         /// Print the outcome as one JSON object on standard output.
         #[arg(long)]
