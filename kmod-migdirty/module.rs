@@ -6,17 +6,34 @@
 //! runs its admin queue, `card.rs` is what the rest knows of it, `registry.rs` lists all of them,
 //! `chardev.rs` is `/dev/migdirty`.
 //!
+//! Of functions: `function.rs` is who owns one, `operations.rs`, `harvest.rs` and `state.rs` what is
+//! done with it, `locate.rs` which card it belongs to; `tools.rs` and `sys/backend.rs` are the two
+//! ways in. `obituary.rs` brings the news of a card's death, `watch.rs` looks for it.
+//!
 //! # Locks
 //!
 //! From the outside in; a lock is never taken while one below it is held.
 //!
-//! 1. the device lock of the driver core: held over probe, unbind and shutdown;
-//! 2. `registry::CARDS` (mutex): the list of cards. Held to add, remove and find, never over I/O;
-//! 3. `AdminQueue::state` (spinlock, interrupts off): slots, ring positions, counters, life of one
+//! 1. the device lock of the driver core: held over probe, unbind, shutdown and before a reset, and
+//!    so over telling owners that a card is lost;
+//! 2. locks of front ends, held over operations and taken in `lost`. Nothing below is held while
+//!    `lost`, `complete` or `dirty` is called;
+//! 3. `Function::protocol` (mutex): held over commands, because operations of a function come one
+//!    after another. Whoever waits for it waits for the card, at most until that is dead;
+//! 4. `Card::functions`, `Card::descriptors`, `Card::format`, `registry::CARDS`, `Watch::state`
+//!    (mutexes): never held over I/O. `descriptors` is held over the planning of a log;
+//!    `Card::functions` is held while `Function::owner` is;
+//! 5. `Function::owner` (mutex): who gives orders. Let go of while a front end is told. It is held
+//!    while `registry::CLAIMS` (mutex) and `Function::status` are;
+//! 6. `Function::dirty` (mutex): what was harvested. Never held over a command, nor while pages may
+//!    be faulted;
+//! 7. `AdminQueue::aborting` (mutex): one Abort at a time;
+//! 8. `Function::status`, `Function::queue` (spinlocks, process context): a few loads and stores;
+//! 9. `AdminQueue::state` (spinlock, interrupts off): slots, ring positions, counters, life of one
 //!    queue. Taken in process and in interrupt context. Under it: DMA memory, doorbells,
 //!    `complete`, and configuration space when a card dies; nothing that sleeps.
 //!
-//! RCU read sides (`Devres::try_access`) are entered before 3 and hold off unbind's release of DMA
+//! RCU read sides (`Devres::try_access`) are entered before 9 and hold off unbind's release of DMA
 //! memory and of the register mapping.
 //!
 //! # Who frees what when
@@ -25,8 +42,15 @@
 //! |---|---|---|
 //! | DMA memory, BAR0 mapping | the device (devres) | after unbind has disabled the controller and cleared bus master |
 //! | interrupt | `pci::Binding` | dropped after unbind, before the memory above |
+//! | buffer of a command | its waiter, while there is one; else the card | the card completes the command, or is stopped |
 //! | `AdminQueue` | its users (`Arc`) | the last of binding, card, running ioctl |
-//! | `Card` | the registry, running ioctls (`Arc`) | the last of them |
+//! | `Card` | the registry, its functions, its watch, running ioctls (`Arc`) | the last of them |
+//! | `Function` | its card (`Arc`), claims, operations under way, running ioctls | the last of them; the card lets go when it is stopped |
+//! | what was harvested, the buffer for reports | the function | the log ends, the owner leaves |
+//! | a batch and its requests | the front end, but from submit to `complete` this module | as the front end likes |
+//! | the text of a front end | itself | after `release`, which waits for `lost` and for `complete` |
+//! | an entry of `registry::CLAIMS` | the claim | release |
+//! | workqueue | this module structure | module exit, behind driver and device: nobody enqueues, and a watch ends with its card |
 //! | file operations | this module structure | module exit, which an open file holds off |
 
 use kernel::{driver, prelude::*};
@@ -95,6 +119,8 @@ mod state;
 mod sys;
 #[path = "kernel/tools.rs"]
 mod tools;
+#[path = "kernel/watch.rs"]
+mod watch;
 
 /// What lives as long as the module. Dropped in this order: no new file, then no card, then the
 /// work that is still under way, then the empty list.

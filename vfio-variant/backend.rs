@@ -13,6 +13,7 @@ use crate::common::{
 };
 use core::{marker::PhantomData, mem::MaybeUninit, ptr::NonNull};
 use kernel::{
+    bindings,
     error::to_result,
     ffi::c_void,
     pci,
@@ -179,12 +180,12 @@ impl<L: Listener> Claim<L> {
 
     /// Suspends the function; returns when it is quiet. `ETIMEDOUT`: it goes on.
     pub(crate) fn suspend(&self) -> Result {
-        self.simple(operation::SUSPEND)
+        self.simple(operation::SUSPEND).map_err(known_to_users)
     }
 
-    /// Lets the function run.
+    /// Lets the function run. After an error it may run as well.
     pub(crate) fn resume(&self) -> Result {
-        self.simple(operation::RESUME)
+        self.simple(operation::RESUME).map_err(known_to_users)
     }
 
     /// Tells that the function was reset.
@@ -302,6 +303,15 @@ impl<L: Listener> Claim<L> {
         // SAFETY: claimed by the type invariant; `format` is a live local.
         to_result(unsafe { abi::migdirty_format(self.function.as_ptr(), &mut format) })?;
         Ok(format)
+    }
+}
+
+/// Users of VFIO know `EIO`; that nobody knows what the function does they learn from its state.
+fn known_to_users(error: Error) -> Error {
+    // CAST: the constant is 131.
+    match error.to_errno() == -(bindings::ENOTRECOVERABLE as i32) {
+        true => EIO,
+        false => error,
     }
 }
 

@@ -5,12 +5,39 @@
 //! Reads only, and believes nothing: a function that is gone reads all-ones, and gives `None`.
 
 use super::pci_driver::{as_raw, Address};
-use kernel::{bindings, device, pci, sync::aref::ARef};
+use kernel::{bindings, device, pci, sync::aref::ARef, types::NotThreadSafe};
 
 // The structure is only passed through; deep inside it has an array that is empty here.
 #[allow(improper_ctypes)]
 extern "C" {
     fn zs_pci_physical_function(pdev: *mut bindings::pci_dev) -> *mut bindings::pci_dev;
+    fn zs_pci_is_added(pdev: *mut bindings::pci_dev) -> bool;
+}
+
+/// No PCI function comes or goes as long as this lives. Not for whoever holds something for which
+/// the removal of a function waits, as a driver's callbacks do.
+pub(crate) struct Topology(NotThreadSafe);
+
+impl Topology {
+    /// Sleeps.
+    pub(crate) fn hold() -> Self {
+        // SAFETY: no preconditions; sleeps.
+        unsafe { bindings::pci_lock_rescan_remove() };
+        Self(NotThreadSafe)
+    }
+
+    /// Whether the function is still there.
+    pub(crate) fn has<Ctx: device::DeviceContext>(&self, pdev: &pci::Device<Ctx>) -> bool {
+        // SAFETY: a `pci::Device` is a valid `struct pci_dev`.
+        unsafe { zs_pci_is_added(as_raw(pdev)) }
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        // SAFETY: held since `hold`, by this thread, as nothing here is `Send`.
+        unsafe { bindings::pci_unlock_rescan_remove() };
+    }
 }
 
 /// The function at an address.
@@ -72,13 +99,15 @@ pub(crate) fn read32<Ctx: device::DeviceContext>(
 }
 
 /// Of a virtual function: its physical function, and which one it is, counted from 1 (as VFN does).
+///
+/// The function is there meanwhile: it is bound to the caller's driver, or [`Topology`] has it.
 pub(crate) fn physical_function<Ctx: device::DeviceContext>(
     pdev: &pci::Device<Ctx>,
 ) -> Option<(ARef<pci::Device>, u16)> {
     // SAFETY: a `pci::Device` is a valid `struct pci_dev`.
     let physical = unsafe { zs_pci_physical_function(as_raw(pdev)) };
     let physical = core::ptr::NonNull::new(physical)?;
-    // SAFETY: a virtual function holds a reference to its physical one.
+    // SAFETY: a virtual function that is there holds a reference to its physical one.
     let physical: &pci::Device = unsafe { physical.cast().as_ref() };
     // SAFETY: as above.
     let number = unsafe { bindings::pci_iov_vf_id(as_raw(pdev)) };

@@ -33,6 +33,7 @@ void zs_reinit_completion(struct completion *done);
 void zs_dma_rmb(void);
 unsigned int zs_pci_domain(struct pci_dev *pdev);
 struct pci_dev *zs_pci_physical_function(struct pci_dev *pdev);
+bool zs_pci_is_added(struct pci_dev *pdev);
 
 unsigned long zs_spin_lock_irqsave(spinlock_t *lock)
 {
@@ -75,6 +76,11 @@ unsigned int zs_pci_domain(struct pci_dev *pdev)
 struct pci_dev *zs_pci_physical_function(struct pci_dev *pdev)
 {
 	return pdev->is_virtfn ? pci_physfn(pdev) : NULL;
+}
+
+bool zs_pci_is_added(struct pci_dev *pdev)
+{
+	return device_is_registered(&pdev->dev);
 }
 
 #endif /* ZS_HELPERS_H */

@@ -9,7 +9,9 @@
 //!
 //! A command for a function that misses its deadline is aborted, because one function that hangs is
 //! no reason to give up the others: as long as the card answers the Abort it lives. When the command
-//! does not end even then, its slot is given up until the card completes it.
+//! does not end even then, its slot is given up until the card completes it. What it does until then
+//! nobody knows, so its sender learns which one it is ([`Unanswered::Abandoned`]) and can ask whether
+//! the card still has it.
 //!
 //! A card that does not answer a question or an Abort in time, keeps too many slots, answers nonsense
 //! or lost its queue is dead: its bus master is cleared, every waiter gets an error, later commands
@@ -39,7 +41,7 @@ use crate::{
     nvme::{
         command::Command,
         completion::Completion,
-        registers::{self, Version},
+        registers::{self, Csts, Version},
         status::Status,
     },
     obituary::Obituary,
@@ -115,6 +117,36 @@ enum Lost {
     Dead,
     /// The card was unbound.
     Stopped,
+}
+
+/// Why there is no answer to a command.
+#[derive(Clone, Copy)]
+pub(crate) enum Unanswered {
+    /// The card is or was declared dead, was unbound, or a signal came.
+    Error(Error),
+    /// It missed its deadline, its Abort did not end it either, and the card still has it.
+    Abandoned(CommandId),
+}
+
+impl From<Error> for Unanswered {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<Lost> for Unanswered {
+    fn from(lost: Lost) -> Self {
+        Self::Error(lost.into())
+    }
+}
+
+impl From<Unanswered> for Error {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Error(error) => error,
+            Unanswered::Abandoned(_) => ETIMEDOUT,
+        }
+    }
 }
 
 impl From<Lost> for Error {
@@ -285,15 +317,14 @@ impl AdminQueue {
     /// in here.
     ///
     /// An error status is an answer like any other. `EIO` when the card is or is declared dead,
-    /// `ENODEV` when it was unbound, `ETIMEDOUT` when the command missed its deadline and did not
-    /// end by an Abort either, `ERESTARTSYS` when a signal came before a slot was free. Sleeps.
+    /// `ENODEV` when it was unbound, `ERESTARTSYS` when a signal came before a slot was free. Sleeps.
     pub(crate) fn execute(
         &self,
         command: Command,
         data: Data<'_>,
         manner: Manner,
         limit_ms: u32,
-    ) -> Result<Answer<'_>> {
+    ) -> Result<Answer<'_>, Unanswered> {
         let claim = self.claim(manner)?;
         self.submit(claim.id, command, data)?;
         let opcode = command.opcode;
@@ -412,7 +443,7 @@ impl AdminQueue {
     }
 
     /// Aborts a command whose time is over, and gives it up when it does not end even so.
-    fn abort(&self, claim: &Claim<'_>, opcode: u8, limit_ms: u32) -> Result<Reply> {
+    fn abort(&self, claim: &Claim<'_>, opcode: u8, limit_ms: u32) -> Result<Reply, Unanswered> {
         let one_at_a_time = self.aborting.lock();
         {
             let mut state = self.state.lock();
@@ -436,7 +467,8 @@ impl AdminQueue {
         }
         let mut state = self.state.lock();
         if !state.slots.abandon(claim.id) {
-            return Ok(state.slots.outcome(claim.id).ok_or(EIO)??);
+            let outcome = state.slots.outcome(claim.id).ok_or(EIO)?;
+            return Ok(outcome?);
         }
         if state.slots.abandoned() > MAX_ABANDONED {
             self.die(
@@ -448,7 +480,24 @@ impl AdminQueue {
                 },
             );
         }
-        Err(ETIMEDOUT)
+        Err(Unanswered::Abandoned(claim.id))
+    }
+
+    /// Whether the card still has a command that was abandoned.
+    pub(crate) fn is_abandoned(&self, id: CommandId) -> bool {
+        self.state.lock().slots.is_abandoned(id)
+    }
+
+    /// Looks whether the card is still there, and declares it dead if not.
+    pub(crate) fn look(&self) {
+        // No access means that unbind is under way.
+        let Some(bar) = self.bar.try_access() else {
+            return;
+        };
+        if let Some(cause) = judge(controller::status(&bar)) {
+            // Does nothing to one that is not live.
+            self.die(self.state.lock(), cause);
+        }
     }
 
     /// Looks whether the card is still there and in time, and declares it dead if not. Afterwards
@@ -458,29 +507,22 @@ impl AdminQueue {
         let (Some(bar), Some(memory)) = (self.bar.try_access(), self.memory.try_access()) else {
             return;
         };
-        let csts = controller::status(&bar);
-        if csts.rdy() && !csts.cfs() && !csts.is_gone() && !late {
+        let found = judge(controller::status(&bar));
+        if found.is_none() && !late {
             return;
         }
         let mut state = self.state.lock();
         if state.life != Life::Live || state.slots.outcome(id).is_some() {
             return;
         }
-        let cause = if csts.is_gone() {
-            Cause::Gone
-        } else if csts.cfs() {
-            Cause::Fatal
-        } else if !csts.rdy() {
-            // Nobody but `stop` disables it, and that ends the command before.
-            Cause::Reset
-        } else {
+        let cause = found.unwrap_or_else(|| {
             state.counters.failures = state.counters.failures.wrapping_add(1);
             Cause::Deadline {
                 opcode,
                 limit_ms,
                 posted: matches!(Self::peek(&memory, &state.completion), Ok(Some(_))),
             }
-        };
+        });
         self.die(state, cause);
     }
 
@@ -607,6 +649,20 @@ impl AdminQueue {
 
     pub(crate) fn version(&self) -> Version {
         self.capabilities.version
+    }
+}
+
+/// What is wrong with a controller that is enabled and shows this status.
+fn judge(csts: Csts) -> Option<Cause> {
+    if csts.is_gone() {
+        Some(Cause::Gone)
+    } else if csts.cfs() {
+        Some(Cause::Fatal)
+    } else if !csts.rdy() {
+        // Nobody but `halt` disables it, and nothing is live any more then.
+        Some(Cause::Reset)
+    } else {
+        None
     }
 }
 

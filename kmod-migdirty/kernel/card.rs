@@ -8,10 +8,11 @@
 //! holds its card, and the card its functions until [`Card::lose`] at unbind lets go of them.
 
 use crate::{
-    admin_queue::{AdminQueue, Answer, Counters, Data, Manner},
+    admin_queue::{AdminQueue, Answer, Counters, Data, Manner, Unanswered},
     common::pci_driver::Address,
     errno::not_supported,
     function::Function,
+    logic::slots::CommandId,
     nvme::{
         command::{cns, Command},
         hmlm::{formats::Formats, track_send},
@@ -22,12 +23,14 @@ use crate::{
     uapi::{
         MigdirtyCard, MIGDIRTY_CARD_LIVE, MIGDIRTY_CARD_LIVE_MIGRATION, MIGDIRTY_CARD_TRACKS_MEMORY,
     },
+    watch::Watch,
 };
 use kernel::{
     device::Bound,
-    fmt, pci,
+    fmt, new_work, pci,
     prelude::*,
     sync::{new_mutex, Arc, Mutex},
+    workqueue::Work,
 };
 
 /// An administrative controller.
@@ -49,6 +52,11 @@ pub(crate) struct Card {
     /// Read when it is first needed.
     #[pin]
     format: Mutex<Option<StateFormat>>,
+    #[pin]
+    pub(crate) watch: Watch,
+    /// Runs while it is watched.
+    #[pin]
+    pub(crate) watching: Work<Self>,
 }
 
 /// The functions that somebody has asked for since the card was bound.
@@ -121,6 +129,8 @@ impl Card {
                 ),
                 descriptors <- new_mutex!(0, "Card::descriptors"),
                 format <- new_mutex!(None, "Card::format"),
+                watch <- Watch::new(),
+                watching <- new_work!("Card::watching"),
             }),
             GFP_KERNEL,
         )
@@ -180,6 +190,7 @@ impl Card {
             return false;
         }
         self.functions.lock().closed = true;
+        self.watch.end();
         self.lose();
         let list = core::mem::replace(&mut self.functions.lock().list, KVec::new());
         self.queue.halt(pdev);
@@ -202,8 +213,20 @@ impl Card {
         self.for_each(Function::card_lost);
     }
 
+    /// Whether a function is one of those that are told when the card is lost.
+    pub(crate) fn holds(&self, function: &Function) -> bool {
+        let functions = self.functions.lock();
+        let mut list = functions.list.iter();
+        list.any(|known| core::ptr::eq(Arc::as_ptr(known), function))
+    }
+
+    /// Looks whether it is still there, and declares it dead if not.
+    pub(crate) fn look(&self) {
+        self.queue.look();
+    }
+
     /// One after the other without the lock: owners sleep, and functions may be added.
-    fn for_each(&self, action: impl Fn(&Function)) {
+    pub(crate) fn for_each(&self, action: impl Fn(&Function)) {
         let mut next = 0;
         loop {
             let function = self.functions.lock().list.get(next).cloned();
@@ -250,14 +273,27 @@ impl Card {
         Ok(new)
     }
 
+    /// The function at this address, when somebody has it.
+    pub(crate) fn busy_function(&self, address: Address) -> Option<Arc<Function>> {
+        let functions = self.functions.lock();
+        let mut list = functions.list.iter();
+        let found = list.find(|function| function.address() == address)?;
+        (!found.is_idle()).then(|| found.clone())
+    }
+
     /// Sends a command for a function, as [`AdminQueue::execute`] does.
     pub(crate) fn operate(
         &self,
         command: Command,
         data: Data<'_>,
         limit_ms: u32,
-    ) -> Result<Answer<'_>> {
+    ) -> Result<Answer<'_>, Unanswered> {
         self.queue.execute(command, data, Manner::Operate, limit_ms)
+    }
+
+    /// Whether the card still has a command that was abandoned.
+    pub(crate) fn is_abandoned(&self, id: CommandId) -> bool {
+        self.queue.is_abandoned(id)
     }
 
     /// An Identify data structure, `what` in the log when it is refused (`EIO`).

@@ -70,6 +70,11 @@ fn call<T: AsBytes + FromBytes>(
     }
     // The second read of `argsz` may find another value; only the first one counts.
     let question: T = UserSlice::new(arg, size_of::<T>()).reader().read()?;
+    // A log forgets what it hands out, so there must be no call whose answer nobody can get. What is
+    // written here is what stands there.
+    UserSlice::new(arg, size_of::<T>())
+        .writer()
+        .write(&question)?;
     let (answer, result) = perform(question)?;
 
     // CAST: every structure is far smaller than 4 GiB.

@@ -15,3 +15,9 @@ pub(crate) fn already() -> Error {
     // CAST: the constant is 114.
     Error::from_errno(-(bindings::EALREADY as i32))
 }
+
+/// `ENOTRECOVERABLE`.
+pub(crate) fn not_recoverable() -> Error {
+    // CAST: the constant is 131.
+    Error::from_errno(-(bindings::ENOTRECOVERABLE as i32))
+}

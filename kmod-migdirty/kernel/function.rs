@@ -7,10 +7,12 @@
 //! ownership, and the news that the card is lost. Must never hold a lock while an owner is called.
 
 use crate::{
+    abi::operation,
     card::Card,
     common::pci_driver::Address,
     dirty::Dirty,
     operations::Protocol,
+    registry,
     sys::backend::{FrontEnd, QueuedRequest},
     sys::work,
     uapi::{
@@ -29,8 +31,10 @@ use kernel::{
     workqueue::{Work, WorkItem},
 };
 
-/// Operations of one function that may wait.
-const QUEUED: usize = 8;
+/// Operations of one function that may wait, and how many of these places only the news of a reset
+/// may take: it must not be lost because others ask too much.
+const QUEUED: usize = 10;
+const KEPT_FOR_RESETS: usize = 2;
 
 /// A function that a card manages.
 #[pin_data]
@@ -174,6 +178,8 @@ impl Function {
     pub(crate) fn describe(&self) -> MigdirtyFunctionInfo {
         let status = *self.status.lock();
         let mut flags = match *self.owner.lock() {
+            // Of a card that was bound anew, while a front end has it from before.
+            Owner::Nobody if registry::is_claimed(self.address) => MIGDIRTY_FUNCTION_OWNED_BY_VFIO,
             Owner::Nobody => 0,
             Owner::Tools { .. } => MIGDIRTY_FUNCTION_OWNED_BY_TOOL,
             Owner::FrontEnd { .. } | Owner::Leaving => MIGDIRTY_FUNCTION_OWNED_BY_VFIO,
@@ -207,30 +213,38 @@ impl Function {
 
     /// Makes a front end its owner. `EBUSY` when it has one.
     pub(crate) fn claim(&self, front_end: FrontEnd) -> Result {
+        registry::claim(self.address)?;
         let mut owner = self.owner.lock();
-        match *owner {
-            Owner::Nobody => {
-                *owner = Owner::FrontEnd {
-                    front_end,
-                    news: News::None,
-                };
-                Ok(())
-            }
-            _ => Err(EBUSY),
+        if let Owner::Nobody = *owner {
+            *owner = Owner::FrontEnd {
+                front_end,
+                news: News::None,
+            };
+            return Ok(());
         }
+        drop(owner);
+        registry::unclaim(self.address);
+        Err(EBUSY)
     }
 
-    /// Takes it back from a front end: it is not called any more when this returns, the log has
+    /// Takes it back from a front end: nothing of it runs any more when this returns, the log has
     /// ended and the function runs, as far as the card does what it is told.
     pub(crate) fn release(&self) {
         *self.wait_until_told(self.owner.lock()) = Owner::Leaving;
         self.end_everything();
         *self.owner.lock() = Owner::Nobody;
+        registry::unclaim(self.address);
+        // The last operation has told its owner, and may still be on its way back from there.
+        work::flush(&self.work);
     }
 
-    /// A tool gives an order. `EBUSY` when a front end owns the function.
+    /// A tool gives an order. `EBUSY` when a front end owns the function, `ENODEV` when the card does
+    /// not know it any more.
     pub(crate) fn enter(&self) -> Result<ToolCall<'_>> {
         let mut owner = self.owner.lock();
+        if registry::is_claimed(self.address) {
+            return Err(EBUSY);
+        }
         match &mut *owner {
             Owner::Nobody => {
                 *owner = Owner::Tools {
@@ -241,7 +255,12 @@ impl Function {
             Owner::Tools { calls, .. } => *calls = calls.saturating_add(1),
             Owner::FrontEnd { .. } | Owner::Leaving => return Err(EBUSY),
         }
-        Ok(ToolCall { function: self })
+        drop(owner);
+        let call = ToolCall { function: self };
+        match self.card.holds(self) {
+            true => Ok(call),
+            false => Err(ENODEV),
+        }
     }
 
     /// The card is lost: tells the owner, once. Returns when it was told, by whomever.
@@ -285,11 +304,12 @@ impl Function {
     }
 
     /// Notes whether tools have left something behind.
-    fn settle_tools(&self) {
+    pub(crate) fn settle_tools(&self) {
+        let mut owner = self.owner.lock();
+        // Under the owner's lock: who leaves later knows more.
         let Status {
             suspended, logging, ..
         } = *self.status.lock();
-        let mut owner = self.owner.lock();
         if let Owner::Tools { calls, holds } = &mut *owner {
             *holds = suspended || logging;
             if *calls == 0 && !*holds {
@@ -299,9 +319,13 @@ impl Function {
     }
 
     /// Reserves a place for an operation. `EBUSY` when too many wait.
-    pub(crate) fn reserve(&self) -> Result {
+    pub(crate) fn reserve(&self, operation: u32) -> Result {
+        let places = match operation {
+            operation::WAS_RESET => QUEUED,
+            _ => QUEUED - KEPT_FOR_RESETS,
+        };
         let mut queue = self.queue.lock();
-        if queue.count.saturating_add(queue.reserved) >= QUEUED {
+        if queue.count.saturating_add(queue.reserved) >= places {
             return Err(EBUSY);
         }
         queue.reserved += 1;

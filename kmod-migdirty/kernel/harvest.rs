@@ -15,7 +15,7 @@ use crate::{
         span::Span,
     },
     nvme::hmlm::track_receive::{Report, TrackReceive, DESCRIPTOR, HEADER},
-    operations::Protocol,
+    operations::{Failure, Protocol},
 };
 use kernel::prelude::*;
 
@@ -42,18 +42,23 @@ impl Function {
     /// over what is tracked. `EINVAL` no log, `EIO` the log is lost.
     pub(crate) fn log_harvest(&self) -> Result<Harvested> {
         let mut protocol = self.protocol.lock();
+        let was_suspended = protocol.log.is_suspended();
         match protocol.log.harvest() {
             Harvest::NoLog => return Err(EINVAL),
             Harvest::Lost => return Err(EIO),
-            Harvest::Nothing => {
-                return Ok(Harvested {
-                    complete: protocol.log.is_suspended(),
-                    ran: false,
-                });
+            Harvest::Waits => {
+                // It waits because the function was suspended when somebody looked last.
+                protocol.log.doubt();
+                self.start_late(&mut protocol)?;
+                if protocol.log.is_suspended() {
+                    return Ok(Harvested {
+                        complete: true,
+                        ran: false,
+                    });
+                }
             }
             Harvest::Receive => {}
         }
-        let was_suspended = protocol.log.is_suspended();
         let mut pass = Pass::new(protocol.tracked);
         let suspended = loop {
             let taken = self.take_report(&mut protocol)?;
@@ -71,10 +76,10 @@ impl Function {
         };
         self.note(|status| status.harvests = status.harvests.wrapping_add(1));
         // The card knows better than we do: somebody else may have reset the function.
-        if suspended && !was_suspended {
+        if suspended {
             protocol.log.suspend();
             self.show(&protocol);
-        } else if was_suspended && !suspended {
+        } else if protocol.log.may_be_suspended() {
             self.runs(&mut protocol);
         }
         Ok(Harvested {
@@ -85,6 +90,10 @@ impl Function {
 
     /// Sends one Track Receive and keeps what it reports. After an error the log is lost.
     fn take_report(&self, protocol: &mut Protocol) -> Result<Taken> {
+        if !self.is_free(protocol) {
+            // Nothing is lost by not asking.
+            return Err(ETIMEDOUT);
+        }
         let size = self.card().transfer();
         let command = TrackReceive {
             controller: self.controller(),
@@ -96,22 +105,27 @@ impl Function {
             // Nothing was asked for yet, so nothing is lost.
             return Err(ENOMEM);
         }
-        let answer = self
-            .card()
-            .operate(command.to_command(0, 0), data, command_timeout_ms());
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => {
-                self.lose_log(protocol, "the card did not answer Track Receive");
-                return Err(error);
-            }
+        let command = command.to_command(0, 0);
+        let answer = self.command(protocol, command, data, command_timeout_ms());
+        let failure = match &answer {
+            Ok(answer) => answer.result().err().map(Failure::from),
+            Err(error) => Some(Failure::Lost(*error)),
         };
-        if let Err(status) = answer.result() {
+        if let Some(failure) = failure {
             drop(answer);
-            self.card().report("Track Receive", status);
-            self.lose_log(protocol, "the card refused Track Receive");
-            return Err(EIO);
+            return Err(match failure {
+                Failure::Lost(error) => {
+                    self.lose_log(protocol, "the card did not answer Track Receive");
+                    error
+                }
+                Failure::Refused(status) => {
+                    self.card().report("Track Receive", status);
+                    self.lose_log(protocol, "the card refused Track Receive");
+                    EIO
+                }
+            });
         }
+        let answer = answer?;
         let mut buffer = core::mem::replace(&mut protocol.buffer, KVVec::new());
         let length = fetch(&mut buffer, size, |offset, to| answer.read(offset, to));
         drop(answer);

@@ -15,7 +15,12 @@ use crate::{
     },
     registry,
 };
-use kernel::{device::DeviceContext, pci, prelude::*, sync::Arc};
+use kernel::{
+    device::DeviceContext,
+    pci,
+    prelude::*,
+    sync::{aref::ARef, Arc},
+};
 
 /// In the DVSEC with a function's controller id (docs/interfaces.md, 1): the header's dword with its
 /// length, the dword whose upper half is the id, and the role.
@@ -29,18 +34,35 @@ const MANAGED: u8 = 0;
 /// The function at an address. `ENOENT` when no card manages it.
 pub(crate) fn function_at(address: Address) -> Result<Arc<Function>> {
     let pdev = pci_config::function_at(address).ok_or(ENOENT)?;
-    match function_of(&*pdev) {
+    let topology = pci_config::Topology::hold();
+    let physical = match topology.has(&*pdev) {
+        true => pci_config::physical_function(&*pdev),
+        false => return Err(ENOENT),
+    };
+    drop(topology);
+    match managed(&*pdev, physical) {
         Err(error) if error == ENODEV => Err(ENOENT),
         result => result,
     }
 }
 
-/// The function of a device. `ENODEV` when no card manages it.
+/// The function of a device that is bound to the caller's driver. `ENODEV` when no card manages it.
 pub(crate) fn function_of<Ctx: DeviceContext>(pdev: &pci::Device<Ctx>) -> Result<Arc<Function>> {
+    managed(pdev, pci_config::physical_function(pdev))
+}
+
+fn managed<Ctx: DeviceContext>(
+    pdev: &pci::Device<Ctx>,
+    physical: Option<(ARef<pci::Device>, u16)>,
+) -> Result<Arc<Function>> {
     let address = Address::of(pdev).ok_or(ENODEV)?;
-    let (card, controller) = match pci_config::physical_function(pdev) {
+    let (card, controller) = match physical {
         Some((physical, number)) => {
             let card = card_of(&*physical)?;
+            // The list may be long, and orders to one function are many.
+            if let Some(known) = card.busy_function(address) {
+                return Ok(known);
+            }
             let primary = controller_of(&*physical).map(|(controller, _)| controller);
             let controller = secondary_controller(&card, primary, number)?;
             (card, controller)

@@ -5,15 +5,20 @@
 //! One operation of a function at a time, under `Function::protocol`, which is held while the card
 //! works; those of several functions go on side by side. What a log needs next is decided by
 //! `logic/log.rs`, here the commands are sent. `harvest.rs` and `state.rs` have the rest.
+//!
+//! A command that was abandoned may be carried out at any moment, and NVMe knows no order between
+//! admin commands. So none is sent for a function of which the card still has one: an old Resume must
+//! not start what a new Suspend has stopped, nor an old Track Receive take what a new log has seen.
 
 use crate::{
-    admin_queue::Data,
-    card::command_timeout_ms,
-    errno::already,
+    admin_queue::{Answer, Data, Unanswered},
+    card::{command_timeout_ms, Card},
+    errno::{already, not_recoverable},
     function::Function,
     logic::{
         log::{Log, Sent, Step},
         ranges::{self, Capability, Limits, Plan},
+        slots::CommandId,
         span::{Span, PAGE},
     },
     nvme::{
@@ -31,6 +36,9 @@ use kernel::{
     prelude::*,
     time::{delay::fsleep, Delta, Instant, Monotonic},
 };
+
+/// What the log calls the start of a log.
+const START: &str = "Track Send (start)";
 
 /// The most ranges of a log.
 pub(crate) const MAX_RANGES: usize = 256;
@@ -50,6 +58,12 @@ pub(crate) struct Protocol {
     pub(crate) tracked: u64,
     /// For reports.
     pub(crate) buffer: KVVec<u8>,
+    /// A command that was abandoned, and that the card had when it was asked last.
+    ghost: Option<CommandId>,
+    /// The function is to be resumed, and the card told what it missed, as soon as it takes commands.
+    mend: bool,
+    /// The log of the kernel says so.
+    mend_said: bool,
 }
 
 impl Protocol {
@@ -61,6 +75,9 @@ impl Protocol {
             plan: None,
             tracked: 0,
             buffer: KVVec::new(),
+            ghost: None,
+            mend: false,
+            mend_said: false,
         }
     }
 }
@@ -73,15 +90,72 @@ pub(crate) enum Failure {
     Lost(Error),
 }
 
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        if status.is(Status::ABORT_REQUESTED) {
+            // Its time was over.
+            Self::Lost(ETIMEDOUT)
+        } else {
+            Self::Refused(status)
+        }
+    }
+}
+
+impl Failure {
+    /// Whether the card has certainly done nothing.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Refused(status) => is_final(*status) || status.is(Status::CONTROLLER_SUSPENDED),
+            Self::Lost(_) => false,
+        }
+    }
+}
+
 impl Function {
     /// Suspends the function; it is quiet when this returns. `ETIMEDOUT` when it did not become
-    /// quiet in time: then it runs.
+    /// quiet in time: then it runs. `ENOTRECOVERABLE` when nobody knows: then it will run.
     pub(crate) fn suspend(&self) -> Result {
         let mut protocol = self.protocol.lock();
+        if !self.is_free(&mut protocol) {
+            return Err(match protocol.log.may_be_suspended() {
+                true => not_recoverable(),
+                false => ETIMEDOUT,
+            });
+        }
+        protocol.mend = false;
+        let result = self.try_suspend(&mut protocol);
+        if protocol.log.is_promised() && self.dirty.lock().mark_all().is_err() {
+            // It may have run since the log was promised, and nobody was told.
+            self.lose_log(&mut protocol, "no memory");
+        }
+        let result = match result {
+            Ok(()) => {
+                protocol.log.suspend();
+                self.note(|status| status.suspends = status.suspends.wrapping_add(1));
+                Ok(())
+            }
+            // It was suspended before, which this has not changed.
+            Err(error) if protocol.log.is_suspended() => Err(error),
+            Err(error) if !self.card().is_live() => Err(error),
+            Err(error) => {
+                // Nobody knows how far the card came, so it must not be left half suspended.
+                protocol.log.doubt();
+                match self.resume_with(&mut protocol) {
+                    Ok(()) => Err(error),
+                    Err(_) if self.card().is_live() => Err(not_recoverable()),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        self.show(&protocol);
+        result
+    }
+
+    fn try_suspend(&self, protocol: &mut Protocol) -> Result {
         let limit_ms = command_timeout_ms();
         let start = Instant::<Monotonic>::now();
         let mut pause_ms = FIRST_PAUSE_MS;
-        let error = loop {
+        loop {
             // CAST: the clock does not go backwards, and saturates far above.
             let passed = u32::try_from(start.elapsed().as_millis()).unwrap_or(u32::MAX);
             let left_ms = limit_ms.saturating_sub(passed).max(1);
@@ -90,84 +164,141 @@ impl Function {
                 kind: SuspendType::Suspend,
                 delete_queue: false,
             };
-            match self.send(command.to_command(0, 0), Data::Nothing, left_ms) {
-                Ok(()) => {
-                    protocol.log.suspend();
-                    self.show(&protocol);
-                    self.note(|status| status.suspends = status.suspends.wrapping_add(1));
-                    return Ok(());
-                }
-                Err(Failure::Lost(error)) => break error,
+            let command = command.to_command(0, 0);
+            match self.send(protocol, command, Data::Nothing, left_ms) {
+                Ok(()) => return Ok(()),
+                Err(Failure::Lost(error)) => return Err(error),
                 Err(Failure::Refused(status)) if !is_transient(status) => {
                     self.card().report("Suspend", status);
-                    break EIO;
+                    return Err(EIO);
                 }
                 // Not confirmed: the function was resumed or reset meanwhile, or the card could
                 // not. A guest that cannot be stopped is worse than one that is stopped late.
                 Err(Failure::Refused(status)) => {
                     if left_ms <= pause_ms {
                         self.card().report("Suspend", status);
-                        break ETIMEDOUT;
+                        return Err(ETIMEDOUT);
                     }
                     fsleep(Delta::from_millis(i64::from(pause_ms)));
                     pause_ms = pause_ms.saturating_mul(2).min(LONGEST_PAUSE_MS);
                 }
             }
-        };
-        // Nobody knows how far the card came, so it must not be left half suspended; unless it was
-        // suspended before, which the refusal has not changed.
-        if !protocol.log.is_suspended() && self.card().is_live() {
-            // When this fails too, the card says so at the next operation; resume mends it.
-            if self.resume_with(&mut protocol).is_err() {
-                self.card().warn(fmt!(
-                    "function {} may be suspended: the card ended neither Suspend nor Resume well",
-                    self.address(),
-                ));
-            }
         }
-        Err(error)
     }
 
-    /// Lets the function run. A log that waited for it starts.
+    /// Lets the function run. A log that waited for it starts. `EIO` when the card refuses: it is
+    /// suspended as before. `ENOTRECOVERABLE` when nobody knows: it will run.
     pub(crate) fn resume(&self) -> Result {
         let mut protocol = self.protocol.lock();
-        self.resume_with(&mut protocol)?;
+        let result = self.resume_with(&mut protocol);
+        self.show(&protocol);
+        result?;
         self.note(|status| status.resumes = status.resumes.wrapping_add(1));
         Ok(())
     }
 
     fn resume_with(&self, protocol: &mut Protocol) -> Result {
+        protocol.mend = false;
         let command = MigrationSend::Resume {
             controller: self.controller(),
         };
         let command = command.to_command(0, 0);
-        match self.send(command, Data::Nothing, command_timeout_ms()) {
+        match self.send(protocol, command, Data::Nothing, command_timeout_ms()) {
             Ok(()) => {}
             Err(Failure::Refused(status)) if status.is(Status::CONTROLLER_NOT_SUSPENDED) => {}
-            Err(Failure::Refused(status)) => {
+            Err(Failure::Refused(status)) if is_final(status) => {
                 self.card().report("Resume", status);
+                if status.is(Status::COMMAND_SEQUENCE_ERROR) {
+                    self.card().warn(fmt!(
+                        "function {} has a part of a controller state and does not resume: reset it",
+                        self.address(),
+                    ));
+                }
                 return Err(EIO);
             }
+            Err(failure) if self.card().is_live() => {
+                if let Failure::Refused(status) = failure {
+                    self.card().report("Resume", status);
+                }
+                protocol.log.doubt();
+                if !protocol.mend_said {
+                    protocol.mend_said = true;
+                    self.card().warn(fmt!(
+                        "function {} may be suspended; it is resumed when the card does what it is \
+                         told",
+                        self.address(),
+                    ));
+                }
+                protocol.mend = true;
+                return Err(not_recoverable());
+            }
+            Err(Failure::Refused(_)) => return Err(EIO),
             Err(Failure::Lost(error)) => return Err(error),
         }
+        protocol.mend_said = false;
         self.runs(protocol);
         Ok(())
     }
 
-    /// The function was reset: it runs, and a log that waited for that starts.
+    /// The function was reset: it runs, and a log that waited for that starts. Errors as for
+    /// [`Self::resume`].
     ///
     /// The card is told to let it run, because a reset can fail, and a Suspend that was under way
     /// when it came may have been sent again after it.
     pub(crate) fn was_reset(&self) -> Result {
-        self.resume_with(&mut self.protocol.lock())
+        let mut protocol = self.protocol.lock();
+        let result = self.resume_with(&mut protocol);
+        self.show(&protocol);
+        result
     }
 
     /// The function runs: the card is told what had to wait. A log that cannot start then is lost,
     /// which is nobody's failure but its own.
     pub(crate) fn runs(&self, protocol: &mut Protocol) {
         protocol.log.run();
-        let _ = self.catch_up(protocol);
+        if self.catch_up(protocol).is_err() {
+            if protocol.log.is_promised() {
+                self.lose_log(protocol, "it could not start when the function ran again");
+            }
+            // What nobody wants now has to stop.
+            if self.catch_up(protocol).is_err() && self.card().is_live() {
+                protocol.mend = true;
+            }
+        }
         self.show(protocol);
+    }
+
+    /// A log that waits starts if the function runs, and is lost when it cannot.
+    pub(crate) fn start_late(&self, protocol: &mut Protocol) -> Result {
+        let result = self.catch_up(protocol);
+        if result.is_err() && protocol.log.is_promised() {
+            self.lose_log(protocol, "it could not start");
+        }
+        self.show(protocol);
+        result
+    }
+
+    /// Does what had to wait for the card to take commands. Whether the card is to be watched: the
+    /// function relies on its suspension, or something still waits.
+    pub(crate) fn mend(&self) -> bool {
+        // An operation that is under way comes first.
+        let Some(mut protocol) = self.protocol.try_lock() else {
+            return true;
+        };
+        if protocol.mend && self.is_free(&mut protocol) {
+            protocol.mend = false;
+            if protocol.log.may_be_suspended() {
+                // It says what goes wrong.
+                let _ = self.resume_with(&mut protocol);
+            } else {
+                self.runs(&mut protocol);
+            }
+            self.show(&protocol);
+        }
+        let watch = protocol.mend || protocol.log.may_be_suspended();
+        drop(protocol);
+        self.settle_tools();
+        watch
     }
 
     /// Starts a log of `wanted`, which are whole pages and apart from each other. `wish` is the
@@ -184,6 +315,10 @@ impl Function {
             return Err(already());
         }
         protocol.wish = wish;
+        if protocol.log.is_suspended() {
+            // Somebody else may have reset it since; the card knows.
+            protocol.log.doubt();
+        }
         // On its own, because what follows takes the lock again.
         let begun = self.dirty.lock().begin(wanted);
         let result = begun
@@ -221,16 +356,17 @@ impl Function {
         result
     }
 
-    /// Gives the function back as it was: without a log, and running.
+    /// Gives the function back as it was: without a log, and running. What the card does not do now
+    /// it is told again later.
     pub(crate) fn end_everything(&self) {
         let mut protocol = self.protocol.lock();
         protocol.log.stop();
         self.dirty.lock().end();
         if self.card().is_live() {
-            if protocol.log.is_suspended() {
+            if protocol.log.may_be_suspended() {
                 let _ = self.resume_with(&mut protocol);
             } else {
-                let _ = self.catch_up(&mut protocol);
+                self.runs(&mut protocol);
             }
         }
         protocol.buffer = KVVec::new();
@@ -241,6 +377,8 @@ impl Function {
     pub(crate) fn forget_card(&self) {
         let mut protocol = self.protocol.lock();
         self.release_plan(&mut protocol);
+        protocol.ghost = None;
+        protocol.mend = false;
         protocol.log.card_lost();
         self.dirty.lock().lose();
         self.show(&protocol);
@@ -277,7 +415,8 @@ impl Function {
             start: false,
         };
         let command = command.to_command(0, 0);
-        let (sent, error) = match self.send(command, Data::Nothing, command_timeout_ms()) {
+        let result = self.send(protocol, command, Data::Nothing, command_timeout_ms());
+        let (sent, error) = match result {
             Ok(()) => (Sent::Done, EIO),
             Err(failure) => self.judge("Track Send (stop)", failure),
         };
@@ -294,7 +433,7 @@ impl Function {
         let waited = protocol.log.has_waited();
         let (sent, error) = match self.try_start(protocol) {
             Ok(()) => (Sent::Done, EIO),
-            Err(Start::Failure(failure)) => self.judge("Track Send (start)", failure),
+            Err(Start::Failure(failure)) => self.judge(START, failure),
             // What is left of the card's offers is nothing.
             Err(Start::Impossible | Start::NotEnough(_)) => (Sent::Failed, ENOSPC),
             Err(Start::Error(error)) => (Sent::Failed, error),
@@ -307,6 +446,10 @@ impl Function {
             }
             Some(false) => Ok(()),
             None => {
+                if sent == Sent::WrongTarget {
+                    self.card()
+                        .report(START, Status::INVALID_CONTROLLER_IDENTIFIER);
+                }
                 if waited {
                     self.lose_log(protocol, "it could not start when the function ran again");
                 } else {
@@ -350,7 +493,7 @@ impl Function {
             let spans = spans.get(..plan.spans).unwrap_or(&[]);
             let result = encode(&mut list, &plan, spans, limits.powers_of_two)
                 .map_err(Start::Error)
-                .and_then(|()| self.send_list(&list));
+                .and_then(|()| self.send_list(protocol, &list));
             match result {
                 Ok(()) => {
                     protocol.tracked = spans
@@ -365,6 +508,11 @@ impl Function {
                         return Err(Start::Impossible);
                     }
                 }
+                // What the card may track keeps its descriptors until it was stopped.
+                Err(Start::Failure(failure)) if !failure.is_refusal() => {
+                    protocol.plan = Some(plan);
+                    return Err(Start::Failure(failure));
+                }
                 Err(error) => {
                     card.release_descriptors(plan.descriptors);
                     return Err(error);
@@ -373,14 +521,14 @@ impl Function {
         }
     }
 
-    fn send_list(&self, list: &[u8]) -> Result<(), Start> {
+    fn send_list(&self, protocol: &mut Protocol, list: &[u8]) -> Result<(), Start> {
         let command = TrackSend::TrackMemory {
             controller: self.controller(),
             start: true,
         };
         let command = command.to_command(0, 0);
         let data = Data::Send(list);
-        let answer = self.card().operate(command, data, command_timeout_ms());
+        let answer = self.command(protocol, command, data, command_timeout_ms());
         let reply = answer.map_err(|error| Start::Failure(Failure::Lost(error)))?;
         let reply = reply.reply();
         match reply.status.result() {
@@ -392,7 +540,7 @@ impl Function {
                     descriptors: reply.dw1,
                 }))
             }
-            Err(status) => Err(Start::Failure(Failure::Refused(status))),
+            Err(status) => Err(Start::Failure(status.into())),
         }
     }
 
@@ -427,23 +575,49 @@ impl Function {
         protocol.tracked = 0;
     }
 
-    /// Sends a command without or with data to the card.
+    /// Sends a command for the function, and waits for its answer. `ETIMEDOUT` when there is none in
+    /// time, and without sending anything while the card still has a command that was abandoned.
+    pub(crate) fn command(
+        &self,
+        protocol: &mut Protocol,
+        command: Command,
+        data: Data<'_>,
+        limit_ms: u32,
+    ) -> Result<Answer<'_>> {
+        if !self.is_free(protocol) {
+            return Err(ETIMEDOUT);
+        }
+        self.card()
+            .operate(command, data, limit_ms)
+            .map_err(|unanswered| {
+                if let Unanswered::Abandoned(id) = unanswered {
+                    protocol.ghost = Some(id);
+                    self.card().warn(fmt!(
+                        "function {} gets no orders until the card has completed the last one",
+                        self.address(),
+                    ));
+                }
+                unanswered.into()
+            })
+    }
+
+    /// Whether the card has no command for the function that was abandoned.
+    pub(crate) fn is_free(&self, protocol: &mut Protocol) -> bool {
+        protocol.ghost = protocol.ghost.filter(|id| self.card().is_abandoned(*id));
+        protocol.ghost.is_none()
+    }
+
+    /// Sends a command whose answer is its status.
     pub(crate) fn send(
         &self,
+        protocol: &mut Protocol,
         command: Command,
         data: Data<'_>,
         limit_ms: u32,
     ) -> Result<(), Failure> {
-        let answer = self.card().operate(command, data, limit_ms);
+        let answer = self.command(protocol, command, data, limit_ms);
         let answer = answer.map_err(Failure::Lost)?;
-        answer.result().map_err(|status| {
-            if status.is(Status::ABORT_REQUESTED) {
-                // Its time was over.
-                Failure::Lost(ETIMEDOUT)
-            } else {
-                Failure::Refused(status)
-            }
-        })
+        answer.result().map_err(Failure::from)
     }
 
     /// What a failed Track Send means for the log, and for its owner.
@@ -458,7 +632,10 @@ impl Function {
             }
             Failure::Refused(status) => {
                 self.card().report(what, status);
-                (Sent::Failed, EIO)
+                match is_final(status) {
+                    true => (Sent::Failed, EIO),
+                    false => (Sent::Unknown, EIO),
+                }
             }
         }
     }
@@ -466,7 +643,7 @@ impl Function {
     /// Makes what is known of the function visible.
     pub(crate) fn show(&self, protocol: &Protocol) {
         self.note(|status| {
-            status.suspended = protocol.log.is_suspended();
+            status.suspended = protocol.log.may_be_suspended();
             status.logging = protocol.log.is_wanted();
             status.lost = protocol.log.is_lost();
             (status.ranges, status.granule) = match protocol.plan {
@@ -474,6 +651,9 @@ impl Function {
                 _ => (0, 0),
             };
         });
+        if (protocol.log.may_be_suspended() || protocol.mend) && self.card().is_live() {
+            Card::watch(self.card());
+        }
     }
 }
 
@@ -537,11 +717,16 @@ fn granularity_of(granule: u64) -> Result<u8> {
 
 /// Whether it is worth to try again.
 fn is_transient(status: Status) -> bool {
+    !status.do_not_retry() && !is_final(status)
+}
+
+/// Whether the card has done nothing, and would do nothing another time.
+fn is_final(status: Status) -> bool {
     const FINAL: [Status; 4] = [
         Status::INVALID_COMMAND_OPCODE,
         Status::INVALID_FIELD,
         Status::INVALID_CONTROLLER_IDENTIFIER,
         Status::COMMAND_SEQUENCE_ERROR,
     ];
-    !status.do_not_retry() && !FINAL.iter().any(|no| status.is(*no))
+    FINAL.iter().any(|no| status.is(*no))
 }

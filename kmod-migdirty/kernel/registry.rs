@@ -2,6 +2,8 @@
 
 //! The list of cards that are bound and were found good, in the order of their addresses.
 //!
+//! Besides, which functions a front end has: that outlives the card, which may be bound anew meanwhile.
+//!
 //! Probe adds a card as its last step, unbind removes it as its first. Whoever finds one holds a
 //! reference, not the list: a card may be unbound at any time, and then refuses commands. The lock
 //! is never held over I/O.
@@ -15,13 +17,39 @@ kernel::sync::global_lock! {
     pub(crate) unsafe(uninit) static CARDS: Mutex<KVec<Arc<Card>>> = KVec::new();
 }
 
-/// The life of the list: gives its storage back when the module goes.
+kernel::sync::global_lock! {
+    /// In no order.
+    // SAFETY: as above.
+    pub(crate) unsafe(uninit) static CLAIMS: Mutex<KVec<Address>> = KVec::new();
+}
+
+/// A front end has the function at this address. `EBUSY` when one has it already.
+pub(crate) fn claim(address: Address) -> Result {
+    let mut claims = CLAIMS.lock();
+    if claims.contains(&address) {
+        return Err(EBUSY);
+    }
+    Ok(claims.push(address, GFP_KERNEL)?)
+}
+
+/// It has it no longer.
+pub(crate) fn unclaim(address: Address) {
+    CLAIMS.lock().retain(|claimed| *claimed != address);
+}
+
+/// Whether a front end has the function at this address.
+pub(crate) fn is_claimed(address: Address) -> bool {
+    CLAIMS.lock().contains(&address)
+}
+
+/// The life of the lists: gives their storage back when the module goes.
 pub(crate) struct Registry;
 
 impl Drop for Registry {
     fn drop(&mut self) {
         let cards = core::mem::replace(&mut *CARDS.lock(), KVec::new());
         drop(cards);
+        *CLAIMS.lock() = KVec::new();
     }
 }
 

@@ -36,7 +36,8 @@ impl Function {
     /// than 64 MiB.
     pub(crate) fn get_state(&self, room: &mut [u8]) -> Result<(Read, StateFormat)> {
         let mut protocol = self.protocol.lock();
-        if !protocol.log.is_suspended() {
+        // The card says whether it is.
+        if !protocol.log.may_be_suspended() {
             return Err(EBUSY);
         }
         let format = self.card().state_format()?;
@@ -55,7 +56,8 @@ impl Function {
                 offset: offset as u64,
                 dwords: (size / 4) as u64,
             };
-            let answer = self.card().operate(
+            let answer = self.command(
+                &mut protocol,
                 command.to_command(0, 0),
                 Data::Receive(size),
                 command_timeout_ms(),
@@ -97,6 +99,8 @@ impl Function {
             answer.read(0, room.get_mut(offset..end).ok_or(EIO)?)?;
             offset = end;
         }
+        protocol.log.suspend();
+        self.show(&protocol);
         self.note(|status| status.states_read = status.states_read.wrapping_add(1));
         Ok((Read::Whole(total), format))
     }
@@ -106,7 +110,8 @@ impl Function {
     /// not know; nothing is applied then.
     pub(crate) fn set_state(&self, state: &[u8], version: u16, uuid: [u8; 16]) -> Result {
         let mut protocol = self.protocol.lock();
-        if !protocol.log.is_suspended() {
+        // The card says whether it is.
+        if !protocol.log.may_be_suspended() {
             return Err(EBUSY);
         }
         let format = self.card().find_format(version, uuid)?;
@@ -137,13 +142,24 @@ impl Function {
                 dwords: (part.len() / 4) as u32,
             });
             let command = command.to_command(0, 0);
-            match self.send(command, Data::Send(part), command_timeout_ms()) {
+            match self.send(
+                &mut protocol,
+                command,
+                Data::Send(part),
+                command_timeout_ms(),
+            ) {
                 Ok(()) => {}
                 Err(Failure::Lost(error)) => return Err(error),
                 Err(Failure::Refused(status)) => {
                     self.card().report("Set Controller State", status);
                     if status.is(Status::CONTROLLER_NOT_SUSPENDED) {
                         return Err(self.is_not_suspended(&mut protocol));
+                    }
+                    // Of a function that is neither enabled nor suspended, some cards say this.
+                    if status.is(Status::INVALID_CONTROLLER_IDENTIFIER) {
+                        protocol.log.doubt();
+                        self.show(&protocol);
+                        return Err(EBUSY);
                     }
                     return Err(refusal(status, EINVAL));
                 }

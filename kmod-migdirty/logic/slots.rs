@@ -151,6 +151,12 @@ impl<T: Copy, const SLOTS: usize> SlotTable<T, SLOTS> {
             .count()
     }
 
+    /// Whether the card still has this command, which was abandoned.
+    pub fn is_abandoned(&mut self, id: CommandId) -> bool {
+        let slot = self.slot(id);
+        slot.is_some_and(|slot| matches!(slot.state, State::Abandoned))
+    }
+
     /// Ends every command that has not ended, and calls `wake` with the slot of each. The card must
     /// not reach the buffers any more.
     pub fn end_all(&mut self, outcome: T, mut wake: impl FnMut(usize)) {
@@ -300,13 +306,16 @@ pub(crate) mod tests {
         assert!(table.abandon(id));
         assert!(!table.abandon(id) && !table.release(id) && !table.launch(id));
         assert_eq!((table.abandoned(), table.outcome(id)), (1, None));
+        assert!(table.is_abandoned(id));
         let other = table.claim(0).unwrap();
         assert_ne!(other.index(), id.index());
         assert_eq!(table.complete(id.raw(), 7), Ok(None));
         assert_eq!(table.abandoned(), 0);
+        assert!(!table.is_abandoned(id));
         assert!(table.complete(id.raw(), 7).is_err(), "twice");
         let again = table.claim(0).unwrap();
         assert!(table.launch(again) && table.abandon(again));
+        assert!(!table.is_abandoned(id), "another use of its slot");
         table.end_all(9, |index| assert_eq!(index, other.index()));
         assert_eq!(table.abandoned(), 0);
         assert_eq!(table.claim(0).unwrap().index(), id.index());

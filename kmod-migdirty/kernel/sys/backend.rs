@@ -205,8 +205,9 @@ fn claim(pdev: &pci::Device, front_end: FrontEnd) -> Result<Arc<Function>> {
         return Err(not_supported());
     }
     function.claim(front_end)?;
-    // Behind the claim: a card that dies from here on tells, one that died before may not.
-    if !function.card().is_live() {
+    // Behind the claim: a card that dies from here on tells, one that died before may not, and only
+    // those that it knows.
+    if !function.card().is_live() || !function.card().holds(&function) {
         function.release();
         return Err(ENODEV);
     }
@@ -263,7 +264,8 @@ unsafe fn submit(raw: *mut Batch) -> Result {
     }
     for (index, request) in all.iter().enumerate() {
         // SAFETY: the caller's promise.
-        if let Err(error) = unsafe { borrow(request.function) }.reserve() {
+        let reserved = unsafe { borrow(request.function) }.reserve(request.operation);
+        if let Err(error) = reserved {
             for request in all.get(..index).unwrap_or(&[]) {
                 // SAFETY: the caller's promise.
                 unsafe { borrow(request.function) }.unreserve();

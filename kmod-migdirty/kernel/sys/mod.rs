@@ -38,7 +38,7 @@ plain! {
     MigdirtyRange MigdirtyState MigdirtyTarget
 }
 
-/// Readies the list of cards.
+/// Readies the lists of cards and claims.
 ///
 /// # Safety
 ///
@@ -46,7 +46,10 @@ plain! {
 /// users.
 pub(crate) unsafe fn init_registry() -> registry::Registry {
     // SAFETY: the caller's promise.
-    unsafe { registry::CARDS.init() };
+    unsafe {
+        registry::CARDS.init();
+        registry::CLAIMS.init();
+    }
     registry::Registry
 }
 

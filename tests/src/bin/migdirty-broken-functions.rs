@@ -15,10 +15,13 @@ use migdirty_uapi::{
     MIGDIRTY_FUNCTION_OWNED_BY_TOOL, MIGDIRTY_FUNCTION_SUSPENDED,
 };
 use rustix::io::Errno;
+use std::cell::RefCell;
 use std::fs::File;
 use std::mem::offset_of;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 use zeroshift_stream::identity::View;
 use zeroshift_tests::kmsg::Log;
 use zeroshift_tests::ktap::{Ktap, Outcome, Stop};
@@ -45,6 +48,9 @@ struct Arguments {
 /// What a card gets for a command; an Abort gets the same, and a second more.
 const PARAMETERS: &str = "command_timeout_ms=5000";
 
+/// How long a test waits for what takes seconds.
+const LIMIT: Duration = Duration::from_secs(120);
+
 const IO: u32 = 0x01_08_02;
 /// CC.
 const CC: usize = 0x14;
@@ -66,7 +72,8 @@ type Card = (
 );
 
 // Migration Send: SEL 0 Suspend, 1 Resume, 2 Set Controller State. Track Send: CDW10 65537 start, 1
-// stop. Identify: SEL is CNS.
+// stop. Identify: SEL is CNS. An Abort ends what is stalled or delayed, unless it is faked
+// (`op=abort,...,status=0/0`), and not what is dropped.
 const CARDS: &[Card] = &[
     (
         "SUSPEND",
@@ -74,17 +81,22 @@ const CARDS: &[Card] = &[
             "op=migration-send,sel=0,from=1,times=2,status=0/21h",
             "op=migration-send,sel=0,nth=4,status=0/2",
             "op=migration-send,sel=0,nth=5,stall",
-            "op=migration-send,sel=0,nth=6,drop,after",
-            "op=migration-send,sel=0,nth=7,status=0/0",
+            "op=migration-send,sel=0,nth=6,delay=15s",
+            "op=abort,nth=2,status=0/0",
+            "op=migration-send,sel=0,nth=7,drop,after",
+            "op=migration-send,sel=0,nth=8,status=0/0",
         ],
         suspend,
     ),
     (
         "RESUME",
         &[
-            "op=migration-send,sel=1,nth=1,status=0/6",
-            "op=migration-send,sel=1,nth=3,drop",
-            "op=migration-send,sel=1,nth=5,drop,after",
+            "op=migration-send,sel=1,nth=1,status=0/2",
+            "op=migration-send,sel=1,nth=3,status=0/6",
+            "op=migration-send,sel=1,nth=5,stall",
+            "op=migration-send,sel=1,nth=7,delay=15s",
+            "op=abort,nth=2,status=0/0",
+            "op=migration-send,sel=1,nth=9,drop",
         ],
         resume,
     ),
@@ -93,11 +105,11 @@ const CARDS: &[Card] = &[
         &[
             "op=migration-receive,nth=1,status=0/6",
             "op=migration-receive,nth=2,status=0/0",
-            "op=migration-receive,nth=3,drop",
+            "op=migration-receive,nth=3,stall",
             "corrupt=state,nth=4",
             "op=migration-send,sel=2,nth=1,status=0/6",
             "op=migration-send,sel=2,nth=2,status=0/2",
-            "op=migration-send,sel=2,nth=3,drop",
+            "op=migration-send,sel=2,nth=3,stall",
             "op=identify,sel=0x20,nth=1,status=0/6",
             "op=identify,sel=0x20,nth=2,status=0/0",
         ],
@@ -107,12 +119,14 @@ const CARDS: &[Card] = &[
         "TRACK",
         &[
             "op=track-send,cdw10=65537,from=1,times=10,status=1/38h",
-            "op=track-send,cdw10=65537,nth=11,status=0/6",
-            "op=track-send,cdw10=65537,nth=12,drop,after",
-            "op=track-send,cdw10=65537,nth=15,status=0/6",
-            "op=track-send,cdw10=65537,nth=17,status=1/38h",
-            "op=track-send,cdw10=1,nth=2,status=0/6",
-            "op=track-send,cdw10=1,nth=3,drop",
+            "op=track-send,cdw10=65537,nth=11,status=0/2",
+            "op=track-send,cdw10=65537,nth=12,status=0/6,after",
+            "op=track-send,cdw10=65537,nth=13,stall,after",
+            "op=track-send,cdw10=65537,nth=17,status=0/6",
+            "op=track-send,cdw10=65537,nth=19,status=1/38h",
+            "op=track-send,cdw10=1,nth=3,status=0/6",
+            "op=track-send,cdw10=1,nth=4,stall",
+            "op=track-send,cdw10=1,nth=11,status=0/6",
         ],
         track,
     ),
@@ -121,7 +135,8 @@ const CARDS: &[Card] = &[
         &[
             "op=track-receive,nth=1,status=0/6",
             "op=track-receive,nth=2,status=0/0",
-            "op=track-receive,nth=3,drop",
+            "op=track-receive,nth=3,stall",
+            "op=track-receive,nth=4,drop",
         ],
         report,
     ),
@@ -197,7 +212,7 @@ struct Bench<'a> {
     card: Function,
     function: Function,
     tool: Tool<'a>,
-    log: std::cell::RefCell<Log>,
+    log: RefCell<Log>,
 }
 
 impl<'a> Bench<'a> {
@@ -244,6 +259,13 @@ impl<'a> Bench<'a> {
         Ok(self.log.borrow_mut().wait_for(&prefix, text)?)
     }
 
+    /// The card is bound anew, which ends all that it was told.
+    fn rebind(&self) -> Outcome {
+        self.card.unbind(DRIVER)?;
+        self.card.bind(DRIVER)?;
+        flags_are(&self.tool, LIVE, "of a card that is bound again")
+    }
+
     /// Commands that the card completed.
     fn commands(&self) -> Result<u64, Stop> {
         Ok(get(self.file, self.card.number()?)?.commands())
@@ -288,6 +310,34 @@ fn logs(nvme: &mut Nvme<'_>, tool: &Tool<'_>) -> Outcome {
     Ok(())
 }
 
+/// Waits until the function has these flags: what a card did not do is made up for by and by.
+fn becomes(tool: &Tool<'_>, flags: u32, when: &str) -> Outcome {
+    let start = Instant::now();
+    while tool.info()?.flags != flags {
+        check!(
+            start.elapsed() < LIMIT,
+            "flags {when}: {:#x}, expected {flags:#x}",
+            tool.info()?.flags
+        );
+        thread::yield_now();
+    }
+    Ok(())
+}
+
+/// Nothing is sent for a function of which the card still has an order; only the card's reset ends
+/// one that it never completes.
+fn gets_no_orders(bench: &Bench<'_>) -> Outcome {
+    let tool = &bench.tool;
+    bench.said("gets no orders until the card has completed the last one")?;
+    let before = bench.commands()?;
+    check_eq!(tool.save().err(), Some(Errno::TIMEDOUT), "save");
+    check_eq!(tool.pause(), Err(Errno::NOTRECOVERABLE), "pause");
+    check_eq!(tool.resume(), Err(Errno::NOTRECOVERABLE), "resume");
+    // The question itself, and Identify Controller before a save: nothing else.
+    check!(bench.commands()? - before <= 2, "orders were sent");
+    bench.rebind()
+}
+
 fn suspend(bench: &Bench<'_>) -> Outcome {
     bench.running(|nvme, tool| {
         // Refused twice for a reason that passes.
@@ -305,14 +355,26 @@ fn suspend(bench: &Bench<'_>) -> Outcome {
         flags_are(tool, LIVE, "refused for good")?;
         works(nvme)?;
 
-        check_eq!(tool.pause(), Err(Errno::TIMEDOUT), "held");
+        check_eq!(tool.pause(), Err(Errno::TIMEDOUT), "aborted");
         bench.said("no answer to admin command 0x41 in 50")?;
-        flags_are(tool, LIVE, "held")?;
+        flags_are(tool, LIVE, "aborted")?;
         works(nvme)?;
 
-        check_eq!(tool.pause(), Err(Errno::TIMEDOUT), "done without an answer");
-        flags_are(tool, LIVE, "done without an answer")?;
+        // It comes when nobody expects it any more, and is undone.
+        check_eq!(tool.pause(), Err(Errno::NOTRECOVERABLE), "too late");
+        bench.said("may be suspended; it is resumed when the card does what it is told")?;
+        flags_are(tool, LIVE | SUSPENDED | OWNED, "nobody knows")?;
+        becomes(tool, LIVE, "after a late Suspend")?;
         works(nvme)?;
+
+        let done = tool.pause();
+        check_eq!(done, Err(Errno::NOTRECOVERABLE), "done without an answer");
+        let cid = nvme.put_read(0, DATA.iova, PAGE);
+        nvme.ring_io();
+        flags_are(tool, LIVE | SUSPENDED | OWNED, "nobody knows")?;
+        check!(!nvme.has_completion(), "a suspended function works");
+        gets_no_orders(bench)?;
+        goes_on(nvme, cid)?;
 
         // What is not true shows when the state is read.
         check_eq!(tool.pause(), Ok(()), "an answer that is not true");
@@ -324,26 +386,31 @@ fn suspend(bench: &Bench<'_>) -> Outcome {
 
 fn resume(bench: &Bench<'_>) -> Outcome {
     bench.running(|nvme, tool| {
-        for (error, what) in [(Errno::IO, "refused"), (Errno::TIMEDOUT, "no answer")] {
+        tool.pause()?;
+        let cid = is_held(nvme, tool)?;
+        check_eq!(tool.resume(), Err(Errno::IO), "refused for good");
+        bench.said("card refuses Resume: status 0x002")?;
+        flags_are(tool, LIVE | SUSPENDED | OWNED, "refused for good")?;
+        check!(!nvme.has_completion(), "a suspended function works");
+        check_eq!(tool.resume(), Ok(()), "another try");
+        goes_on(nvme, cid)?;
+
+        // It is resumed without being asked again.
+        for what in ["an internal error", "aborted", "done too late"] {
             tool.pause()?;
             let cid = is_held(nvme, tool)?;
-            check_eq!(tool.resume(), Err(error), "{what}");
-            flags_are(tool, LIVE | SUSPENDED | OWNED, what)?;
-            check!(!nvme.has_completion(), "a suspended function works");
-            check_eq!(tool.resume(), Ok(()), "another try");
+            check_eq!(tool.resume(), Err(Errno::NOTRECOVERABLE), "{what}");
             goes_on(nvme, cid)?;
+            becomes(tool, LIVE, what)?;
         }
+
         tool.pause()?;
-        check_eq!(
-            tool.resume(),
-            Err(Errno::TIMEDOUT),
-            "done without an answer"
-        );
-        works(nvme)?;
-        flags_are(tool, LIVE | SUSPENDED | OWNED, "nobody knows better")?;
-        check_eq!(tool.resume(), Ok(()), "another try");
-        flags_are(tool, LIVE, "it runs")?;
-        works(nvme)
+        let cid = is_held(nvme, tool)?;
+        check_eq!(tool.resume(), Err(Errno::NOTRECOVERABLE), "no answer");
+        flags_are(tool, LIVE | SUSPENDED | OWNED, "nobody knows")?;
+        check!(!nvme.has_completion(), "a suspended function works");
+        gets_no_orders(bench)?;
+        goes_on(nvme, cid)
     })
 }
 
@@ -364,8 +431,8 @@ fn state(bench: &Bench<'_>) -> Outcome {
 
         nvme.disable()?;
         tool.pause()?;
-        check_eq!(tool.save().err(), Some(Errno::TIMEDOUT), "no answer");
-        flags_are(tool, LIVE | SUSPENDED | OWNED, "no answer")?;
+        check_eq!(tool.save().err(), Some(Errno::TIMEDOUT), "aborted");
+        flags_are(tool, LIVE | SUSPENDED | OWNED, "aborted")?;
         let wrong = tool.save()?;
         let good = tool.save()?;
         let differ = wrong.data.iter().zip(&good.data).filter(|(a, b)| a != b);
@@ -374,7 +441,7 @@ fn state(bench: &Bench<'_>) -> Outcome {
         check_eq!(tool.restore(&good), Err(Errno::IO), "an internal error");
         bench.said("card refuses Set Controller State: status 0x006")?;
         check_eq!(tool.restore(&good), Err(Errno::INVAL), "refused");
-        check_eq!(tool.restore(&good), Err(Errno::TIMEDOUT), "no answer");
+        check_eq!(tool.restore(&good), Err(Errno::TIMEDOUT), "aborted");
         check_eq!(tool.restore(&wrong), Err(Errno::INVAL), "a wrong byte");
         flags_are(tool, LIVE | SUSPENDED | OWNED, "nothing was set")?;
         check_eq!(tool.restore(&good), Ok(()), "a good one");
@@ -390,47 +457,67 @@ fn track(bench: &Bench<'_>) -> Outcome {
         // Each of its granules from 4 KiB to 2 MiB is tried.
         check_eq!(start(), Err(Errno::NOSPC), "resources for nothing");
         check_eq!(start(), Err(Errno::IO), "refused");
-        bench.said("card refuses Track Send (start): status 0x006")?;
+        bench.said("card refuses Track Send (start): status 0x002")?;
+        check_eq!(start(), Err(Errno::IO), "an error after it was done");
         check_eq!(start(), Err(Errno::TIMEDOUT), "done without an answer");
         flags_are(tool, LIVE, "without a log")?;
-        // What nobody wants was stopped, so the next start meets nothing: limits, start, and the
-        // question itself.
+        // What nobody wants was stopped (1, 2), so the next start meets nothing: limits, start, and
+        // the question itself.
         let before = bench.commands()?;
         check_eq!(start(), Ok(PAGE), "granule");
         check_eq!(bench.commands()? - before, 3, "commands of a start");
         logs(nvme, tool)?;
 
-        check_eq!(tool.log_stop(), Err(Errno::IO), "stop refused");
+        check_eq!(tool.log_stop(), Err(Errno::IO), "stop refused (3)");
         bench.said("card refuses Track Send (stop): status 0x006")?;
         flags_are(tool, LIVE, "without a log")?;
         check_eq!(tool.log_sync(ALL, ROOM), Err(Errno::INVAL), "sync");
-        check_eq!(start(), Err(Errno::TIMEDOUT), "no answer to a stop");
+        check_eq!(start(), Err(Errno::TIMEDOUT), "no answer to a stop (4, 5)");
         check_eq!(start(), Ok(PAGE), "granule");
         logs(nvme, tool)?;
         tool.log_stop()?;
 
-        // A promise that cannot be kept.
+        // A promise that cannot be kept, because the start fails; its stop is 7. What is sent while the
+        // function is suspended finds that out.
         tool.pause()?;
         check_eq!(start(), Ok(PAGE), "granule");
         check_eq!(tool.resume(), Ok(()), "resume");
-        bench.said("is lost: it could not start when the function ran again")?;
-        flags_are(tool, LIVE | LOGGING | LOST | OWNED, "with a lost log")?;
-        check_eq!(tool.log_sync(ALL, ROOM), Err(Errno::IO), "sync");
+        is_lost(bench, "it could not start when the function ran again")?;
         check_eq!(start(), Ok(PAGE), "granule");
         logs(nvme, tool)?;
         tool.log_stop()?;
 
-        check_eq!(
-            start(),
-            Ok(2 * PAGE),
-            "the granule behind one that is refused"
-        );
+        let granule = start();
+        check_eq!(granule, Ok(2 * PAGE), "granule behind one that is refused");
         check_eq!(tool.info()?.granule, 2 * PAGE, "granule");
         nvme.write_pages(&[page(5)].into())?;
         let found = tool.log_sync(ALL, ROOM)?.ranges;
         check_eq!(found, vec![range(page(4), 2 * PAGE)], "dirty range");
+        tool.log_stop()?;
+
+        // A promise that cannot be kept, because the stop of the log before fails (11).
+        check_eq!(start(), Ok(PAGE), "granule");
+        tool.pause()?;
+        tool.log_stop()?;
+        check_eq!(start(), Ok(PAGE), "granule");
+        check_eq!(tool.resume(), Ok(()), "resume");
+        is_lost(bench, "it could not start when the function ran again")?;
+        check_eq!(start(), Ok(PAGE), "granule");
+        logs(nvme, tool)?;
         Ok(tool.log_stop()?)
     })
+}
+
+/// Nobody believes that nothing was written.
+fn is_lost(bench: &Bench<'_>, why: &str) -> Outcome {
+    let tool = &bench.tool;
+    bench.said(&format!("is lost: {why}"))?;
+    *bench.log.borrow_mut() = Log::from_now()?;
+    flags_are(tool, LIVE | LOGGING | LOST | OWNED, why)?;
+    let before = bench.commands()?;
+    check_eq!(tool.log_sync(ALL, ROOM), Err(Errno::IO), "{why}: sync");
+    check_eq!(bench.commands()? - before, 1, "nobody asks the card");
+    Ok(())
 }
 
 fn report(bench: &Bench<'_>) -> Outcome {
@@ -439,17 +526,17 @@ fn report(bench: &Bench<'_>) -> Outcome {
             (Errno::IO, "the card refused Track Receive"),
             (Errno::IO, "the card reports another function"),
             (Errno::TIMEDOUT, "the card did not answer Track Receive"),
+            (Errno::TIMEDOUT, "the card did not answer Track Receive"),
         ] {
             check_eq!(tool.log_start(&[DATA], 0), Ok(PAGE), "granule");
             nvme.write_pages(&[page(3)].into())?;
             check_eq!(tool.log_sync(ALL, ROOM), Err(error), "{why}");
-            bench.said(&format!("is lost: {why}"))?;
-            flags_are(tool, LIVE | LOGGING | LOST | OWNED, why)?;
-            let before = bench.commands()?;
-            check_eq!(tool.log_sync(ALL, ROOM), Err(Errno::IO), "{why}: again");
-            check_eq!(bench.commands()? - before, 1, "nobody asks again");
+            is_lost(bench, why)?;
         }
-        // Start helps, and so does stop.
+        // The old order would take what a new log has seen.
+        let again = tool.log_start(&[DATA], 0);
+        check_eq!(again, Err(Errno::TIMEDOUT), "start");
+        bench.rebind()?;
         check_eq!(tool.log_start(&[DATA], 0), Ok(PAGE), "granule");
         logs(nvme, tool)?;
         Ok(tool.log_stop()?)
@@ -483,7 +570,8 @@ fn identity(bench: &Bench<'_>) -> Outcome {
 /// The card is dead, and its function can be used when it is reset.
 fn is_dead(bench: &Bench<'_>, nvme: &mut Nvme<'_>, left: u32) -> Outcome {
     let tool = &bench.tool;
-    flags_are(tool, left, "of a dead card's function")?;
+    // The news comes a moment later.
+    becomes(tool, left, "of a dead card's function")?;
     for (what, result) in [
         ("pause", tool.pause()),
         ("resume", tool.resume()),
@@ -516,7 +604,6 @@ fn dies_at_resume(bench: &Bench<'_>) -> Outcome {
         tool.pause()?;
         check_eq!(tool.resume(), Err(Errno::IO), "resume");
         bench.said("card is dead: its registers read all-ones")?;
-        is_settled(tool)?;
         is_dead(bench, nvme, LOGGING | LOST | OWNED)
     })
 }
@@ -526,7 +613,6 @@ fn dies_at_state(bench: &Bench<'_>) -> Outcome {
         tool.pause()?;
         check_eq!(tool.save().err(), Some(Errno::IO), "save");
         bench.said("card is dead: it reports a fatal status (CSTS.CFS)")?;
-        is_settled(tool)?;
         is_dead(bench, nvme, 0)
     })
 }
@@ -537,17 +623,8 @@ fn dies_at_report(bench: &Bench<'_>) -> Outcome {
         tool.pause()?;
         check_eq!(tool.log_sync(ALL, ROOM), Err(Errno::IO), "sync");
         bench.said("card is dead: it reports a fatal status (CSTS.CFS)")?;
-        is_settled(tool)?;
         is_dead(bench, nvme, LOGGING | LOST | OWNED)
     })
-}
-
-/// Waits until the news that its card is dead has come to the function.
-fn is_settled(tool: &Tool<'_>) -> Outcome {
-    while tool.info()?.flags & SUSPENDED != 0 {
-        std::thread::yield_now();
-    }
-    Ok(())
 }
 
 /// Somebody else resets the card, by its function or by its registers, in each state of a function.
@@ -584,15 +661,12 @@ fn reset(
     *bench.log.borrow_mut() = Log::from_now()?;
     if by_register {
         bench.card.write_register(CC, 0)?;
-        // Nobody can know before somebody asks the card.
         goes_on(nvme, cid)?;
-        let result = match (suspended, logging) {
-            (true, false) => tool.save().map(drop),
-            _ => tool.log_sync(ALL, ROOM).map(drop),
-        };
-        check_eq!(result, Err(Errno::IO), "the next order");
+        // Nobody watches a card for a log; one on which suspensions rely is watched.
+        if !suspended {
+            check_eq!(tool.log_sync(ALL, ROOM), Err(Errno::IO), "the next order");
+        }
         bench.said("card is dead: it is not ready (CSTS.RDY), somebody else reset it")?;
-        is_settled(tool)?;
     } else {
         check!(bench.card.reset()?, "it cannot be reset");
         goes_on(nvme, cid)?;
@@ -600,9 +674,7 @@ fn reset(
     }
     let left = if logging { LOGGING | LOST | OWNED } else { 0 };
     is_dead(bench, nvme, left)?;
-    bench.card.unbind(DRIVER)?;
-    bench.card.bind(DRIVER)?;
-    flags_are(tool, LIVE, "of a card that is bound again")?;
+    bench.rebind()?;
     tool.log_start(&[DATA], 0)?;
     logs(nvme, tool)?;
     Ok(tool.log_stop()?)

@@ -598,6 +598,27 @@ fn reset_by_somebody_else(setup: &Setup) -> Outcome {
         tool.pause()?;
         nvme.device.reset()?;
         check_eq!(tool.resume(), Ok(()), "resume");
+        tool.log_stop()?;
+
+        // A log that believes it to be suspended, when it is asked for or later.
+        for before in [true, false] {
+            tool.pause()?;
+            if before {
+                nvme.device.reset()?;
+            }
+            check_eq!(tool.log_start(&[DATA], 0), Ok(PAGE), "granule");
+            if !before {
+                check!(tool.log_sync(ALL, ROOM)?.complete, "it is suspended");
+                nvme.device.reset()?;
+            }
+            let synced = tool.log_sync(ALL, ROOM)?;
+            check!(!synced.complete, "it runs");
+            check_eq!(synced.ranges, vec![DATA], "everything, once");
+            nvme.start_again(Wish::default())?;
+            writes_are_seen(nvme, tool, &pages([3]))?;
+            tool.log_stop()?;
+            check_eq!(tool.info()?.flags, MIGDIRTY_FUNCTION_LIVE, "flags");
+        }
         Ok(())
     })
 }

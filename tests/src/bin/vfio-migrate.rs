@@ -187,6 +187,8 @@ fn doorbell_while_stopped(nvme: &mut Nvme<'_>, other: Device) -> Outcome {
     let open = put_reads(nvme, 20);
     go(nvme, State::Stop)?;
     nvme.ring_io();
+    // A write of a register may be on its way for a while; a read comes behind it.
+    check!(nvme.is_ready(), "a stopped function is not ready");
     check!(!nvme.has_completion(), "a command was done in STOP");
     move_to(nvme, other)?;
     take_all(nvme, open)?;

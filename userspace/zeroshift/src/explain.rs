@@ -95,6 +95,13 @@ pub(crate) fn explain(
              something in it takes long ('dmesg' may say more): try again"
                 .into()
         }
+        (Errno::TIMEDOUT, _) => "its card does not answer in time, or still has an earlier order \
+             that it did not answer ('dmesg' says which); try again later, or reset the card"
+            .into(),
+        (Errno::NOTRECOVERABLE, _) => format!(
+            "its card does not say whether it is paused now; it is resumed as soon as the card does \
+             what it is told ('zeroshift status {address}' shows that), or when it is reset"
+        ),
         (Errno::INVAL, Request::Restore) => format!(
             "the card refused the state ('dmesg' may say why) and nothing was changed; a function \
              has to be disabled for that: without a driver, then reset ('echo 1 > \
@@ -132,6 +139,16 @@ mod tests {
                 Request::Pause,
                 Errno::TIMEDOUT,
                 ["goes on running", "try again"],
+            ),
+            (
+                Request::Resume,
+                Errno::NOTRECOVERABLE,
+                ["does not say", "status 0000:02:00.0"],
+            ),
+            (
+                Request::Save,
+                Errno::TIMEDOUT,
+                ["earlier order", "try again"],
             ),
             (
                 Request::SyncLog,

@@ -230,7 +230,7 @@ fn ours(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
 const COARSE: [&str; 4] = ["--granules", "64K..2M", "--max-ranges", "4"];
 
 /// A card that refuses, for good, every few Suspends, Resumes, states, starts and stops of logs, and reports.
-const REFUSALS: [&str; 10] = [
+const REFUSALS: [&str; 12] = [
     "--fault",
     "op=migration-send,sel=0,every=3,status=0/6,dnr",
     "--fault",
@@ -238,7 +238,10 @@ const REFUSALS: [&str; 10] = [
     "--fault",
     "op=migration-receive,every=3,status=0/6,dnr",
     "--fault",
-    "op=track-send,every=5,status=0/6,dnr",
+    // Starts and stops by themselves: together they can fall into step with what is refused.
+    "op=track-send,cdw10=65537,every=5,status=0/6,dnr",
+    "--fault",
+    "op=track-send,cdw10=1,every=4,status=0/6,dnr",
     "--fault",
     "op=track-receive,every=7,status=0/6,dnr",
 ];
