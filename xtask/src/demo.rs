@@ -43,7 +43,10 @@ pub(crate) fn run(session: &Session, json: bool) -> Result<ExitCode> {
         let of = |key: &str| report.as_ref().map(|r| r.verdict[key].clone());
         println!(
             "{}",
-            json!({"verdict": verdict, "checks": checks, "migration": of("migration"), "workloads": of("workloads")})
+            json!({
+                "verdict": verdict, "checks": checks, "migration": of("migration"), "workloads": of("workloads"),
+                "reported_dirty_bytes": report.as_ref().map(|r| r.counted("dirty_bytes")),
+            })
         );
     } else {
         println!("\nA guest (Debian's stock kernel, its own nvme driver) wrote to and read from a function of a card that it had for");
