@@ -389,6 +389,13 @@ impl Report {
         counts.copied().max().unwrap_or_default()
     }
 
+    /// Whether the guest said `said` only after `event`, if at all.
+    pub(crate) fn comes_after(&self, said: &str, event: &str) -> bool {
+        let at = |wanted: &dyn Fn(&Value) -> bool| self.events.iter().position(wanted);
+        let event = at(&|e| e["event"] == event);
+        at(&|e| e["said"]["event"] == said).is_none_or(|first| event.is_some_and(|at| at < first))
+    }
+
     /// The first `event`.
     pub(crate) fn first(&self, event: &str) -> Result<&Value> {
         let found = self.events.iter().find(|e| e["event"] == event);

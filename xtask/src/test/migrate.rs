@@ -2,10 +2,11 @@
 
 //! Level `e2e`: the main job. A guest works on a function that it has for itself, and is moved to another one.
 
-use anyhow::{anyhow, ensure, Error, Result};
+use anyhow::{anyhow, bail, ensure, Error, Result};
 
 use super::{succeeded, Results};
 use crate::kernel::Kind;
+use crate::rig::console::Job;
 use crate::rig::l1::Iommu;
 use crate::rig::migration::{event, Driver, Move, Ran, Report, Rig, GUEST, MOVE, WITHOUT_BACK_END};
 use crate::session::Session;
@@ -254,7 +255,30 @@ fn judge_still(ran: &Ran, name: &str) -> Vec<(&'static str, Result<()>)> {
             of(worked),
         ),
         ("the card suspended, saved and restored it", of(used)),
+        (
+            "the guest's own driver notices nothing",
+            ran.l1.job(name).and_then(unnoticed),
+        ),
     ]
+}
+
+/// Whether the guest's `nvme` had nothing to mend: it would hide a lost interrupt or a lost queue from its users
+/// after 30 s.
+fn unnoticed(job: &Job) -> Result<()> {
+    const MENDED: [&str; 4] = [
+        " timeout, ",
+        "controller is down",
+        "resetting controller",
+        "Removing after probe failure",
+    ];
+    let said = job
+        .lines
+        .iter()
+        .find(|line| line.contains("nvme nvme") && MENDED.iter().any(|text| line.contains(text)));
+    if let Some(line) = said {
+        bail!("it said: {line}");
+    }
+    Ok(())
 }
 
 /// Whether the move completed, with the function's state in it.
@@ -319,6 +343,14 @@ fn stale(report: &Report) -> Result<()> {
     let workload = &report.verdict["workloads"]["ring-check"];
     let count = workload["summary"]["stale"].as_u64().unwrap_or_default();
     ensure!(count > 0, "ring-check found nothing: {workload}");
+    for other in ["misread", "moved"] {
+        let summary = &workload["summary"];
+        ensure!(summary[other] == 0, "not only stale: {summary}");
+    }
+    ensure!(
+        report.comes_after("stale", "moved"),
+        "a page was stale before the move: the checker is wrong"
+    );
     ensure!(report.verdict["pass"] == false, "that passed");
     Ok(())
 }

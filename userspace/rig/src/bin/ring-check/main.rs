@@ -190,6 +190,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let device = Device::open(&arguments.device)?;
     let mut check = Check::prepare(device, plan, ring, scratch, &mut note)?;
     let frames = sys::frames(check.ring())?;
+    ensure!(
+        !frames.contains(&0),
+        "cannot see where pages are\n=> run it as root (CAP_SYS_ADMIN)"
+    );
     let ready = json!({"pages": arguments.pages, "blocks": arguments.blocks, "ms": u64::try_from(began.elapsed().as_millis())?});
     say("ready", ready)?;
     let mut round = 0;
