@@ -111,8 +111,7 @@ impl L1<'_> {
             &format!("{},memory-backend=ram", accelerator.machine()),
         ])
         .args(accelerator.arguments());
-        // Guests of an emulated machine with two processors now and then stand still for good, moved or not: 3 of 22.
-        // With one processor, 0 of 8 did.
+        // With two processors, QEMU's translator delivers interrupts twice to nested guests: docs/rigs.md, limits.
         let processors = match self.nested && accelerator == Accelerator::Tcg {
             true => "1",
             false => "2",

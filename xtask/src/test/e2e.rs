@@ -84,7 +84,7 @@ exec 3<>/tmp/l2-kernel 4<>/tmp/l2-jobs
 for console in /tmp/l2-kernel /tmp/l2-jobs; do sed 's/^/L2| /' <$console 3>&- 4>&- & done
 status=0
 qemu-system-x86_64 -L /usr/share/qemu -L /usr/share/seabios -M q35,kernel-irqchip=split,memory-backend=ram \
-  -accel kvm -cpu host -m 512M \
+  -accel kvm -cpu host,kvm-pv-eoi=off -m 512M \
   -object memory-backend-memfd,id=ram,size=512M,hugetlb=on,hugetlbsize=2M,share=on \
   -nodefaults -display none -no-reboot -serial file:/tmp/l2-kernel -serial file:/tmp/l2-jobs \
   -kernel /l2/vmlinuz -initrd /l2/initrd -append "$(cat /l2/append)" \
