@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Configuration space: 4096 bytes, a mask of the writable bits, and the layout of section 1 of
-//! `docs/interfaces.md`.
+//! Configuration space: 4096 bytes, masks of the bits that a write sets or clears, and the layout of
+//! section 1 of `docs/interfaces.md`.
 //!
 //! Owned by the PCI function. BAR sizing needs no code: the address bits below the size are simply
 //! not writable. Writes have no effects in here; the function looks at what they changed.
@@ -18,10 +18,28 @@ const EXPRESS: usize = 0x60;
 const ACS: usize = 0x100;
 const SERIAL_NUMBER: usize = 0x110;
 const DVSEC: usize = 0x120;
+const AER: usize = 0x130;
+/// Bytes of Advanced Error Reporting with everything that version 2 has room for.
+const AER_LENGTH: usize = 0x48;
 
 const DEVICE_CONTROL: usize = EXPRESS + 0x08;
 /// Initiate Function Level Reset: bit 15 of Device Control, so bit 7 of its second byte.
 const INITIATE_FLR: u8 = 0x80;
+
+/// What an endpoint can report of its own (PCIe Base 7.8.4.2), optional ones of no use left out: Data
+/// Link Protocol, Poisoned TLP, Flow Control Protocol, Completion Timeout, Completer Abort, Unexpected
+/// Completion, Receiver Overflow, Malformed TLP, Unsupported Request, Uncorrectable Internal Error.
+const UNCORRECTABLE: u32 = 0x0057_f010;
+/// Those that are masked by default (7.8.4.3): Uncorrectable Internal Error.
+const UNCORRECTABLE_MASK: u32 = 0x0040_0000;
+/// Those that are fatal by default (7.8.4.4), Surprise Down among them, which is of ports only and
+/// fixed here.
+const UNCORRECTABLE_SEVERITY: u32 = 0x0046_2030;
+/// Receiver Error, Bad TLP, Bad DLLP, REPLAY_NUM Rollover, Replay Timer Timeout, Advisory Non-Fatal
+/// (7.8.4.5).
+const CORRECTABLE: u32 = 0x0000_31c1;
+/// Those that are masked by default (7.8.4.6): Advisory Non-Fatal.
+const CORRECTABLE_MASK: u32 = 0x0000_2000;
 
 /// BAR0 offset of the MSI-X table.
 pub(crate) const MSIX_TABLE: u32 = 0x2000;
@@ -51,6 +69,8 @@ pub(crate) struct Identity {
 pub(crate) struct ConfigSpace {
     bytes: [u8; SIZE],
     writable: [u8; SIZE],
+    /// Bits that writing a one clears (RW1C).
+    clearable: [u8; SIZE],
     initial: Box<[u8; SIZE]>,
 }
 
@@ -60,6 +80,7 @@ impl ConfigSpace {
         let mut space = Self {
             bytes: [0; SIZE],
             writable: [0; SIZE],
+            clearable: [0; SIZE],
             initial: Box::new([0; SIZE]),
         };
         space.header(identity);
@@ -71,8 +92,17 @@ impl ConfigSpace {
         space
     }
 
-    /// Back to the state after power-on: the client restores what it wants to keep.
+    /// Back to the state after power-on: the client restores what it wants to keep. Only the error
+    /// registers stay as they are, all of which are sticky: they tell after a reset what led to it.
     pub(crate) fn reset(&mut self) {
+        let range = AER..AER + AER_LENGTH;
+        let mut bytes = *self.initial;
+        bytes[range.clone()].copy_from_slice(&self.bytes[range]);
+        self.bytes = bytes;
+    }
+
+    /// As it is after power-on.
+    pub(crate) fn power_on(&mut self) {
         self.bytes = *self.initial;
     }
 
@@ -90,10 +120,11 @@ impl ConfigSpace {
         let power = self.power_state();
         for (i, value) in data.iter().enumerate() {
             let at = offset + i;
-            let (Some(byte), Some(mask)) = (self.bytes.get_mut(at), self.writable.get(at)) else {
+            let masks = self.writable.get(at).zip(self.clearable.get(at));
+            let (Some(byte), Some((mask, clear))) = (self.bytes.get_mut(at), masks) else {
                 break;
             };
-            *byte = (*byte & !mask) | (value & mask);
+            *byte = (*byte & !mask & !(value & clear)) | (value & mask);
             reset |= at == DEVICE_CONTROL + 1 && value & INITIATE_FLR != 0;
         }
         // D1 and D2 do not exist: such a write completes and the state stays.
@@ -146,6 +177,10 @@ impl ConfigSpace {
 
     fn allow(&mut self, offset: usize, mask: &[u8]) {
         self.writable[offset..offset + mask.len()].copy_from_slice(mask);
+    }
+
+    fn allow_clear(&mut self, offset: usize, mask: u32) {
+        self.clearable[offset..offset + 4].copy_from_slice(&mask.to_le_bytes());
     }
 
     fn header(&mut self, identity: &Identity) {
@@ -206,12 +241,27 @@ impl ConfigSpace {
         self.put32(ACS, extended_header(0x000d, 1, SERIAL_NUMBER));
         self.put32(SERIAL_NUMBER, extended_header(0x0003, 1, DVSEC));
         self.put(SERIAL_NUMBER + 4, &identity.serial_number.to_le_bytes());
-        self.put32(DVSEC, extended_header(0x0023, 1, 0));
+        self.put32(DVSEC, extended_header(0x0023, 1, AER));
         // Revision 0, 16 bytes long.
         self.put32(DVSEC + 4, u32::from(VENDOR) | 0x010 << 20);
         self.put16(DVSEC + 8, 0x0001);
         self.put16(DVSEC + 10, identity.controller_id);
         self.bytes[DVSEC + 12] = identity.role;
+        self.error_reporting();
+    }
+
+    /// Advanced Error Reporting (PCIe Base 7.8.4). No ECRC, no TLP prefixes; the card itself makes no
+    /// errors.
+    fn error_reporting(&mut self) {
+        self.put32(AER, extended_header(0x0001, 2, 0));
+        self.allow_clear(AER + 0x04, UNCORRECTABLE);
+        self.put32(AER + 0x08, UNCORRECTABLE_MASK);
+        self.allow(AER + 0x08, &UNCORRECTABLE.to_le_bytes());
+        self.put32(AER + 0x0c, UNCORRECTABLE_SEVERITY);
+        self.allow(AER + 0x0c, &UNCORRECTABLE.to_le_bytes());
+        self.allow_clear(AER + 0x10, CORRECTABLE);
+        self.put32(AER + 0x14, CORRECTABLE_MASK);
+        self.allow(AER + 0x14, &CORRECTABLE.to_le_bytes());
     }
 }
 
@@ -280,7 +330,7 @@ pub(crate) mod tests {
             found.push((head as u16, (head >> 16) & 0xf));
             at = (head >> 20) as usize;
         }
-        assert_eq!(found, [(0x000d, 1), (0x0003, 1), (0x0023, 1)]);
+        assert_eq!(found, [(0x000d, 1), (0x0003, 1), (0x0023, 1), (0x0001, 2)]);
     }
 
     #[test]
@@ -313,7 +363,63 @@ pub(crate) mod tests {
         );
         assert_eq!(read32(&space, DVSEC + 8), 0x0102_0001);
         space.reset();
+        let (errors, after) = (AER..AER + AER_LENGTH, &space.bytes);
+        assert_eq!(after[..errors.start], before[..errors.start]);
+        assert_eq!(after[errors.end..], before[errors.end..]);
+        space.power_on();
         assert_eq!(space.bytes.to_vec(), before);
+    }
+
+    #[test]
+    fn error_registers_begin_with_the_defaults_of_the_specification() {
+        let space = ConfigSpace::new(&identity());
+        assert_eq!(read32(&space, 0x130), 0x0002_0001, "version 2, the last");
+        let fatal = [4, 5, 13, 17, 18, 22].iter().map(|bit| 1 << bit).sum();
+        let registers: [(usize, u32); 6] = [
+            (0x04, 0),
+            (0x08, 1 << 22),
+            (0x0c, fatal),
+            (0x10, 0),
+            (0x14, 1 << 13),
+            (0x18, 0),
+        ];
+        for (offset, default) in registers {
+            assert_eq!(read32(&space, 0x130 + offset), default, "{offset:#x}");
+        }
+        // Header log, nothing of root ports, prefix log.
+        for offset in (0x1c..0x48).step_by(4) {
+            assert_eq!(read32(&space, 0x130 + offset), 0, "{offset:#x}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_cleared_by_writing_one_and_by_nothing_but_power_on_else() {
+        const STATUS: usize = 0x134;
+        const MASK: usize = 0x138;
+        const SEVERITY: usize = 0x13c;
+        // Completion Timeout and Malformed TLP.
+        const TWO: u32 = 1 << 14 | 1 << 18;
+        let mut space = ConfigSpace::new(&identity());
+        space.write(STATUS, &[0xff; 4]);
+        assert_eq!(read32(&space, STATUS), 0, "a write sets no error");
+        space.put32(STATUS, TWO);
+        space.write(STATUS, &0u32.to_le_bytes());
+        assert_eq!(read32(&space, STATUS), TWO);
+        space.write(MASK, &TWO.to_le_bytes());
+        space.write(SEVERITY, &TWO.to_le_bytes());
+        space.reset();
+        assert_eq!(read32(&space, STATUS), TWO, "sticky");
+        assert_eq!(read32(&space, MASK), TWO, "sticky");
+        // Surprise Down is not ours.
+        assert_eq!(read32(&space, SEVERITY), TWO | 1 << 5, "sticky");
+        space.write(STATUS, &(1u32 << 14).to_le_bytes());
+        assert_eq!(read32(&space, STATUS), 1 << 18);
+        space.write(STATUS + 2, &[1 << 2]);
+        assert_eq!(read32(&space, STATUS), 0);
+        space.put32(STATUS, TWO);
+        space.power_on();
+        assert_eq!(read32(&space, STATUS), 0);
+        assert_eq!(read32(&space, MASK), 1 << 22);
     }
 
     #[test]

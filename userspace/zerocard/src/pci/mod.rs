@@ -607,6 +607,7 @@ impl Device for Function {
         let mut state = self.state.lock();
         state.closer = None;
         self.reset_now(&mut state);
+        state.config.power_on();
         state.msix.disconnect();
         state.memory.reset();
     }
@@ -821,6 +822,23 @@ pub(crate) mod tests {
             assert_eq!(bus.read(0, &mut [0; 16]), Err(DmaError::NotMapped));
         });
         assert_eq!(seen.lock().resets, 2);
+    }
+
+    #[test]
+    fn error_registers_survive_resets_and_not_the_client() {
+        const MASK: usize = 0x138;
+        let (function, _) = function();
+        let mask = |function: &Function| {
+            let mut byte = [0];
+            function.read(Region::Config, MASK + 2, &mut byte);
+            byte[0]
+        };
+        function.write(Region::Config, MASK, &[0; 4]);
+        function.write(Region::Config, 0x68, &0x8000u16.to_le_bytes());
+        function.reset();
+        assert_eq!(mask(&function), 0);
+        function.disconnect();
+        assert_eq!(mask(&function), 0x40);
     }
 
     #[test]

@@ -242,7 +242,7 @@ fn configuration_space_is_that_of_the_contract() {
         }
         at = u64::from(header >> 20);
     }
-    assert_eq!(found, [0x000d, 0x0003, 0x0023]);
+    assert_eq!(found, [0x000d, 0x0003, 0x0023, 0x0001]);
 }
 
 #[test]
