@@ -15,7 +15,8 @@
 //! From the outside in; a lock is never taken while one below it is held.
 //!
 //! 1. the device lock of the driver core: held over probe, unbind, shutdown and before a reset, and
-//!    so over telling owners that a card is lost;
+//!    so over telling owners that a card is lost; around it `pci_bus_sem` for reading, when that is
+//!    for an error of the link: so nothing that waits here may need it;
 //! 2. locks of front ends, held over operations and taken in `lost`. Nothing below is held while
 //!    `lost`, `complete` or `dirty` is called;
 //! 3. `Function::protocol` (mutex): held over commands, because operations of a function come one

@@ -39,6 +39,10 @@ pub(crate) trait Driver: pci::Driver {
 
     /// Somebody is going to reset the function (sysfs, or the recovery of another one on its bus).
     fn before_reset(pdev: &pci::Device<Core<'_>>);
+
+    /// The kernel lost the way to the function (AER, DPC) and is going to reset what lies on it, or
+    /// has just done so, or has given it up. May be called several times.
+    fn cut_off(pdev: &pci::Device<Core<'_>>);
 }
 
 /// [`pci::Adapter`] plus the callbacks of [`Driver`].
@@ -76,9 +80,9 @@ unsafe impl<T: Driver + 'static> RegistrationOps for Adapter<T> {
 
 impl<T: Driver> Adapter<T> {
     const ERROR_HANDLERS: bindings::pci_error_handlers = bindings::pci_error_handlers {
-        error_detected: None,
+        error_detected: Some(Self::error_detected),
         mmio_enabled: None,
-        slot_reset: None,
+        slot_reset: Some(Self::slot_reset),
         reset_prepare: Some(Self::reset_prepare),
         reset_done: None,
         resume: None,
@@ -92,6 +96,40 @@ impl<T: Driver> Adapter<T> {
         // SAFETY: `pci::Device` is transparent over `struct pci_dev`; the device lock makes it
         // `Core`, and it is valid for the call.
         T::before_reset(unsafe { &*pdev.cast::<pci::Device<Core<'_>>>() })
+    }
+
+    /// # Safety
+    ///
+    /// Called by the PCI core, with the device lock held, for a device that is bound to the driver.
+    unsafe extern "C" fn error_detected(
+        pdev: *mut bindings::pci_dev,
+        state: bindings::pci_channel_state_t,
+    ) -> bindings::pci_ers_result_t {
+        if state == bindings::pci_channel_io_normal {
+            // The error was of one transaction. If it hit a command, that will be late.
+            return bindings::pci_ers_result_PCI_ERS_RESULT_CAN_RECOVER;
+        }
+        // SAFETY: as for `reset_prepare`.
+        T::cut_off(unsafe { &*pdev.cast::<pci::Device<Core<'_>>>() });
+        match state {
+            bindings::pci_channel_io_frozen => bindings::pci_ers_result_PCI_ERS_RESULT_NEED_RESET,
+            _ => bindings::pci_ers_result_PCI_ERS_RESULT_DISCONNECT,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the PCI core, with the device lock held, for a device that is bound to the driver.
+    unsafe extern "C" fn slot_reset(pdev: *mut bindings::pci_dev) -> bindings::pci_ers_result_t {
+        // SAFETY: as for `reset_prepare`.
+        let device = unsafe { &*pdev.cast::<pci::Device<Core<'_>>>() };
+        // When somebody else on the bus has asked for the reset, nobody told before it.
+        T::cut_off(device);
+        // Nobody else gives it its BARs back, without which it cannot be bound again.
+        // SAFETY: `pdev` is valid, and the lock is held.
+        unsafe { bindings::pci_restore_state(pdev) };
+        clear_master(device);
+        bindings::pci_ers_result_PCI_ERS_RESULT_RECOVERED
     }
 
     /// # Safety

@@ -308,9 +308,9 @@ impl AdminQueue {
         self.state.lock().life == Life::Live
     }
 
-    /// Somebody is going to reset the controller: it is dead from now on.
-    pub(crate) fn will_be_reset(&self) {
-        self.die(self.state.lock(), Cause::WillBeReset);
+    /// The kernel says that there is no use for the controller any more: it is dead from now on.
+    pub(crate) fn give_up(&self, cause: Cause) {
+        self.die(self.state.lock(), cause);
     }
 
     /// Sends `command` and waits for its end; its command identifier and data pointer are filled

@@ -9,6 +9,7 @@
 
 use crate::{
     admin_queue::{AdminQueue, Answer, Counters, Data, Manner, Unanswered},
+    cause::Cause,
     common::pci_driver::Address,
     errno::not_supported,
     function::Function,
@@ -199,9 +200,10 @@ impl Card {
         true
     }
 
-    /// Somebody is going to reset the controller. Returns when all who rely on it were told.
-    pub(crate) fn will_be_reset(&self) {
-        self.queue.will_be_reset();
+    /// The controller is going to be reset, says the kernel. Returns when all who rely on it were
+    /// told.
+    pub(crate) fn give_up(&self, cause: Cause) {
+        self.queue.give_up(cause);
         self.lose();
     }
 

@@ -13,6 +13,7 @@ pub(crate) enum Cause {
     Fatal,
     Reset,
     WillBeReset,
+    CutOff,
     UnknownCommand(u16),
     WrongQueue(u16),
     BadHead(u16),
@@ -54,6 +55,10 @@ impl fmt::Display for Cause {
             Self::Fatal => write!(f, "it reports a fatal status (CSTS.CFS)"),
             Self::Reset => write!(f, "it is not ready (CSTS.RDY), somebody else reset it"),
             Self::WillBeReset => write!(f, "somebody else resets it"),
+            Self::CutOff => write!(
+                f,
+                "the kernel lost the way to it and resets its link (AER, DPC)"
+            ),
             Self::UnknownCommand(id) => {
                 write!(f, "it completed command {id:#06x}, which it does not have")
             }

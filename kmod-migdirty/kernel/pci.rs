@@ -10,6 +10,7 @@
 use crate::{
     admin_queue::AdminQueue,
     card::Card,
+    cause::Cause,
     common::{
         pci_config,
         pci_driver::{self, Address},
@@ -130,7 +131,13 @@ impl pci_driver::Driver for Driver {
 
     fn before_reset(pdev: &pci::Device<Core<'_>>) {
         if let Some(card) = Address::of(pdev).and_then(registry::at) {
-            card.will_be_reset();
+            card.give_up(Cause::WillBeReset);
+        }
+    }
+
+    fn cut_off(pdev: &pci::Device<Core<'_>>) {
+        if let Some(card) = Address::of(pdev).and_then(registry::at) {
+            card.give_up(Cause::CutOff);
         }
     }
 }
