@@ -6,6 +6,7 @@
 //! (a rig's guest or a real host), prints one line per test, and exits 0 (no failure), 1 (a
 //! failure) or 4 (nothing but skips). Built statically, so that it runs in an initramfs.
 
+pub mod aer;
 pub mod kmsg;
 pub mod ktap;
 pub mod migdirty;

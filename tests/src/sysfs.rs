@@ -60,6 +60,47 @@ impl Function {
         Path::new(PCI).join("devices").join(&self.address)
     }
 
+    /// The ports between the root complex and it, the root port first.
+    pub fn ports(&self) -> Result<Vec<Self>> {
+        let path = self.path();
+        let path =
+            fs::canonicalize(&path).with_context(|| format!("there is no {}", path.display()))?;
+        let names = path.iter().map(|name| name.to_string_lossy());
+        // Above them are the host bridge, which has no function number, and folders.
+        let functions = names.filter(|name| name.contains('.') && name.contains(':'));
+        let mut all: Vec<Self> = functions
+            .map(|name| Self {
+                address: name.into_owned(),
+            })
+            .collect();
+        all.pop();
+        Ok(all)
+    }
+
+    /// Whether it has an extended capability.
+    pub fn has_extended_capability(&self, id: u16) -> Result<bool> {
+        const FIRST: usize = 0x100;
+        let path = self.path().join("config");
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut at = FIRST;
+        // A list that turns in circles has more entries than there is room for.
+        for _ in 0..bytes.len() / 4 {
+            let Some(header) = bytes.get(at..at + 4) else {
+                break;
+            };
+            let header = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+            // CAST: bits 15:0 are the id.
+            if header as u16 == id {
+                return Ok(true);
+            }
+            at = (header >> 20) as usize;
+            if at < FIRST {
+                break;
+            }
+        }
+        Ok(false)
+    }
+
     /// Name of the driver that has it.
     pub fn driver(&self) -> Option<String> {
         let target = fs::read_link(self.path().join("driver")).ok()?;

@@ -159,4 +159,8 @@ impl Operations for Function {
     fn cut_off(device: &Device<Self>) {
         device.migration.cut_off();
     }
+
+    fn link_reset(device: &Device<Self>) {
+        device.migration.link_reset();
+    }
 }

@@ -19,8 +19,8 @@
 //!
 //! # Locks, outermost first
 //!
-//! 1. Those of the callers of open, close and resets: the device lock, VFIO's device set lock and
-//!    memory lock. Page faults wait for the last one.
+//! 1. Those of the callers of open, close and resets: the device lock (over errors of the link within
+//!    `pci_bus_sem`), VFIO's device set lock and memory lock. Page faults wait for the last one.
 //! 2. `Migration::log`, or `Migration::inner`; never both. Held while the card works, never over an
 //!    access to user memory. Dropping a claim waits for `lost`, which takes `inner`: so never under
 //!    `inner`.

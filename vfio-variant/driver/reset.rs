@@ -3,7 +3,7 @@
 //! What changes the state of a function without its user's asking: a reset, and the loss of its
 //! card.
 
-use super::states::Migration;
+use super::states::{Inner, Migration};
 use crate::{backend::Listener, logic::arcs::State};
 use kernel::prelude::*;
 
@@ -16,6 +16,12 @@ impl Migration {
     pub(super) fn was_reset(&self) {
         let mut inner = self.inner.lock();
         inner.was_reset(&self.pdev);
+        self.tell_card(&mut inner);
+    }
+
+    /// Tells the card that the function was reset, and gives the function up when the card does not
+    /// let it run.
+    fn tell_card(&self, inner: &mut Inner) {
         // No card, or none any more: then nothing suspends it.
         let Ok(claim) = inner.card() else {
             return;
@@ -30,9 +36,18 @@ impl Migration {
         }
     }
 
-    /// The way to the function broke down (AER), and what it was told is gone.
+    /// The way to the function broke down (AER, DPC), and what it was told is gone or going to be.
     pub(super) fn cut_off(&self) {
         self.inner.lock().fail();
+    }
+
+    /// It was reset with its link. Its user does not know, and may have reset it too early himself:
+    /// he has to do that now. The log goes on, as at any reset, so the card is told.
+    pub(super) fn link_reset(&self) {
+        let mut inner = self.inner.lock();
+        // It may have got its bus master back with the rest of its configuration space.
+        inner.fence(&self.pdev);
+        self.tell_card(&mut inner);
     }
 }
 

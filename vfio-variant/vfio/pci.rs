@@ -94,9 +94,13 @@ pub(crate) trait Operations:
     /// beside all others; the core's memory lock may be held, so must not access user memory.
     fn reset_done(device: &Device<Self>);
 
-    /// The kernel lost the way to it (AER, DPC) and resets what lies on it, of which no other
-    /// callback tells. Runs as [`Self::reset_done`] does.
+    /// The kernel lost the way to it (AER, DPC) and is going to reset what lies on it, or has given
+    /// up. Runs as [`Self::reset_done`] does.
     fn cut_off(device: &Device<Self>);
+
+    /// It was reset with its link. [`Self::cut_off`] need not have come before, and resets by others
+    /// may have come in between. Runs as [`Self::reset_done`] does.
+    fn link_reset(device: &Device<Self>);
 }
 
 /// The registration of a driver. Unregisters it when dropped.
@@ -187,6 +191,7 @@ impl<T: Operations> Adapter<T> {
     // Tables that the kernel keeps are references, so that the compiler answers for their lifetime.
     const ERROR_HANDLERS: &'static bindings::pci_error_handlers = &bindings::pci_error_handlers {
         error_detected: Some(Self::error_detected),
+        slot_reset: Some(Self::slot_reset),
         reset_done: Some(Self::reset_done),
         ..pin_init::zeroed()
     };
@@ -311,12 +316,38 @@ impl<T: Operations> Adapter<T> {
     ) -> bindings::pci_ers_result_t {
         // SAFETY: `pdev` is valid.
         let data = unsafe { bindings::dev_get_drvdata(&raw const (*pdev).dev) };
-        if state != bindings::pci_channel_io_normal && !data.is_null() {
-            // SAFETY: set by probe; the lock keeps the device bound during the call.
-            T::cut_off(unsafe { Device::<T>::from_vdev(data.cast()) });
+        if data.is_null() {
+            return bindings::pci_ers_result_PCI_ERS_RESULT_NONE;
         }
+        // SAFETY: set by probe; the lock keeps the device bound during the call.
+        let device = unsafe { Device::<T>::from_vdev(data.cast()) };
+        if state != bindings::pci_channel_io_normal {
+            T::cut_off(device);
+        }
+        // Behind that, because it tells the user, who may look at once.
         // SAFETY: the caller's promise is the same.
-        unsafe { sys::vfio_pci_core_aer_err_detected(pdev, state) }
+        let vote = unsafe { sys::vfio_pci_core_aer_err_detected(pdev, state) };
+        match state {
+            // It is reset in any case; only who asks for that is told when it was.
+            bindings::pci_channel_io_frozen => bindings::pci_ers_result_PCI_ERS_RESULT_NEED_RESET,
+            _ => vote,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Self::reset_done`].
+    unsafe extern "C" fn slot_reset(pdev: *mut bindings::pci_dev) -> bindings::pci_ers_result_t {
+        // Nobody else gives it its BARs back, nor its vectors: what the core saved last.
+        // SAFETY: `pdev` is valid, and the lock is held.
+        unsafe { bindings::pci_restore_state(pdev) };
+        // SAFETY: `pdev` is valid.
+        let data = unsafe { bindings::dev_get_drvdata(&raw const (*pdev).dev) };
+        if !data.is_null() {
+            // SAFETY: set by probe; the lock keeps the device bound during the call.
+            T::link_reset(unsafe { Device::<T>::from_vdev(data.cast()) });
+        }
+        bindings::pci_ers_result_PCI_ERS_RESULT_RECOVERED
     }
 
     /// # Safety

@@ -18,7 +18,7 @@ use vfio_bindings::bindings::vfio::{
     vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd, vfio_device_info, vfio_group_status,
     vfio_irq_info, vfio_region_info, VFIO_GROUP_FLAGS_VIABLE, VFIO_IRQ_SET_ACTION_TRIGGER,
     VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_BAR0_REGION_INDEX,
-    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
+    VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
 };
 
 const GROUP_GET_STATUS: u32 = vfio(3);
@@ -233,26 +233,41 @@ impl Device {
     pub fn set_vectors(&self, events: &[OwnedFd]) -> Outcome<()> {
         let fds = events.iter().flat_map(|e| e.as_raw_fd().to_ne_bytes());
         let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
-        self.set_irqs(flags, 0, events.len(), &fds.collect::<Vec<_>>())
+        let fds = fds.collect::<Vec<_>>();
+        self.set_irqs(VFIO_PCI_MSIX_IRQ_INDEX, flags, 0, events.len(), &fds)
+    }
+
+    /// Signals `event` when the kernel hears of an error of the device.
+    pub fn set_error_event(&self, event: &OwnedFd) -> Outcome<()> {
+        let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER;
+        let fd = event.as_raw_fd().to_ne_bytes();
+        self.set_irqs(VFIO_PCI_ERR_IRQ_INDEX, flags, 0, 1, &fd)
     }
 
     /// Signals the event of the vector `number` as if the device had.
     pub fn trigger_vector(&self, number: u32) -> Outcome<()> {
         let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
-        self.set_irqs(flags, number, 1, &[])
+        self.set_irqs(VFIO_PCI_MSIX_IRQ_INDEX, flags, number, 1, &[])
     }
 
     /// Disables MSI-X.
     pub fn clear_vectors(&self) -> Outcome<()> {
         let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
-        self.set_irqs(flags, 0, 0, &[])
+        self.set_irqs(VFIO_PCI_MSIX_IRQ_INDEX, flags, 0, 0, &[])
     }
 
-    fn set_irqs(&self, flags: u32, start: u32, count: usize, data: &[u8]) -> Outcome<()> {
+    fn set_irqs(
+        &self,
+        index: u32,
+        flags: u32,
+        start: u32,
+        count: usize,
+        data: &[u8],
+    ) -> Outcome<()> {
         // struct vfio_irq_set: argsz, flags, index, start, count, data.
         // CAST: a handful of vectors.
         let (size, count) = ((20 + data.len()) as u32, count as u32);
-        let fields = [size, flags, VFIO_PCI_MSIX_IRQ_INDEX, start, count];
+        let fields = [size, flags, index, start, count];
         let mut bytes: Vec<u8> = fields.iter().flat_map(|n| n.to_ne_bytes()).collect();
         bytes.extend_from_slice(data);
         ioctl_on(self, SET_IRQS, &mut bytes)

@@ -150,7 +150,9 @@ pub(crate) fn function_arguments(sockets: &[PathBuf]) -> Vec<String> {
         let n = i + 1;
         args.extend([
             "-device".to_owned(),
-            format!("pcie-root-port,id=zs{i},chassis={n},slot={n}"),
+            // As fast as the functions are. At ports above 5 GT/s Linux waits after a reset of the link for a bit that
+            // QEMU does not set, and gives the function up.
+            format!("pcie-root-port,id=zs{i},chassis={n},slot={n},x-speed=2_5"),
         ]);
         let device = serde_json::json!({
             "driver": "vfio-user-pci", "id": format!("card{i}"), "bus": format!("zs{i}"),

@@ -216,6 +216,12 @@ const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         level: Level::Kernel,
+        name: "link-errors",
+        what: "errors of the links of functions and of their card (AER), in every state",
+        run: variant::errors_test_kernel,
+    },
+    Scenario {
+        level: Level::Kernel,
         name: "tools",
         what: "everything that zeroshift can do with a function",
         run: tools::scenario,
@@ -303,6 +309,12 @@ const SCENARIOS: &[Scenario] = &[
         name: "vfio-variant",
         what: "our VFIO driver, and a leak scan, on the debug kernel",
         run: variant::debug_kernel,
+    },
+    Scenario {
+        level: Level::Debug,
+        name: "link-errors",
+        what: "errors of the links of functions and of their card, and a leak scan, on the debug kernel",
+        run: variant::errors_debug_kernel,
     },
     Scenario {
         level: Level::Debug,

@@ -25,6 +25,9 @@ const VFIO: [&str; 2] = ["vfio_iommu_type1", "vfio_pci"];
 /// Makes `$1`, `$2`, ... of the addresses of all NVMe I/O controllers.
 const FUNCTIONS: &str = "set -- $(cd /sys/bus/pci/devices; for d in *; do [ $(cat $d/class) = 0x010802 ] && echo $d; done)";
 
+/// Makes `$admin` of the address of the first administrative controller.
+const ADMIN: &str = "admin=$(cd /sys/bus/pci/drivers/migdirty; ls -d 0* | head -n 1)";
+
 /// A card with `functions` functions that share a namespace, and more options.
 fn card(
     session: &Session,
@@ -104,10 +107,7 @@ pub(super) fn stock(session: &Session, results: &mut Results) -> Result<()> {
         modules: &VFIO,
         nested: false,
         peers: false,
-        overlay: overlay.job(
-            "unload",
-            "set -e; rmmod zeroshift_vfio_pci; rmmod migdirty; ! test -e /dev/migdirty",
-        ),
+        overlay: overlay.job("unload", UNLOAD),
         limit: Duration::from_secs(900),
     }
     .run(session.place()?)?;
@@ -188,7 +188,7 @@ fn ours(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
             false => "",
         };
         let script = format!(
-            "{FUNCTIONS}; admin=$(cd /sys/bus/pci/drivers/migdirty; ls -d 0* | head -n 1)
+            "{FUNCTIONS}; {ADMIN}
 {program} --driver zeroshift_vfio_pci {arguments} {access}"
         );
         overlay = overlay
@@ -223,6 +223,59 @@ fn ours(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
         "the cards end in peace",
         cards.into_iter().try_for_each(Card::stop),
     );
+    Ok(())
+}
+
+/// Level `kernel`: errors of the links of functions and of the card.
+pub(super) fn errors_test_kernel(session: &Session, results: &mut Results) -> Result<()> {
+    errors(session, results, Kind::Test)
+}
+
+/// Level `debug`: the same, and a scan for leaks.
+pub(super) fn errors_debug_kernel(session: &Session, results: &mut Results) -> Result<()> {
+    errors(session, results, Kind::Debug)
+}
+
+fn errors(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
+    let programs = userspace::build(session)?;
+    let run = session.cache.run_dir("card")?;
+    let card = card(session, run.path(), SERIAL, 2, &[])?;
+    // One way to a device: what follows an error does not depend on it.
+    let script = format!(
+        "{FUNCTIONS}; {ADMIN}
+vfio-aer --driver zeroshift_vfio_pci --access cdev --function $1 --other $2 --admin $admin"
+    );
+    let mut overlay = with_modules(session, kind)?
+        .file("/zs/bin/vfio-aer", &programs.path("vfio-aer"))
+        .job("load", LOAD)
+        .job("vfio-aer", &script);
+    if kind == Kind::Debug {
+        overlay = overlay.job("leaks", debug::LEAK_SCAN);
+    }
+    let transcript = L1 {
+        name: &format!("{}-errors", kind.name()),
+        kernel: session.kernel(kind)?,
+        iommu: Iommu::Vtd,
+        functions: card.sockets(),
+        memory_mib: 1024,
+        modules: &VFIO,
+        nested: false,
+        peers: false,
+        overlay: overlay.job("unload", UNLOAD),
+        limit: Duration::from_secs(900),
+    }
+    .run(session.place()?)?;
+    results.check("boots, and the kernel reports nothing", transcript.check());
+    results.check("the modules load", succeeded(&transcript, "load").map(drop));
+    results.ktap(&transcript, "vfio-aer");
+    if kind == Kind::Debug {
+        results.check("nothing leaks", succeeded(&transcript, "leaks").map(drop));
+    }
+    results.check(
+        "the modules unload",
+        succeeded(&transcript, "unload").map(drop),
+    );
+    results.check("the card ends in peace", card.stop());
     Ok(())
 }
 
@@ -298,6 +351,9 @@ const LOAD: &str = "set -e
 echo 8 > /proc/sys/vm/nr_hugepages
 insmod /zs/migdirty.ko
 insmod /zs/zeroshift_vfio_pci.ko";
+
+/// Unloads our modules.
+const UNLOAD: &str = "set -e; rmmod zeroshift_vfio_pci; rmmod migdirty; ! test -e /dev/migdirty";
 
 /// Gives the first function to `driver`.
 fn give(driver: &str) -> String {
