@@ -218,7 +218,7 @@ const SCENARIOS: &[Scenario] = &[
         level: Level::Kernel,
         name: "link-errors",
         what: "errors of the links of functions and of their card (AER), in every state",
-        run: variant::errors_test_kernel,
+        run: variant::link_errors,
     },
     Scenario {
         level: Level::Kernel,
@@ -309,12 +309,6 @@ const SCENARIOS: &[Scenario] = &[
         name: "vfio-variant",
         what: "our VFIO driver, and a leak scan, on the debug kernel",
         run: variant::debug_kernel,
-    },
-    Scenario {
-        level: Level::Debug,
-        name: "link-errors",
-        what: "errors of the links of functions and of their card, and a leak scan, on the debug kernel",
-        run: variant::errors_debug_kernel,
     },
     Scenario {
         level: Level::Debug,
