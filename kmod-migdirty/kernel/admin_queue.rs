@@ -26,6 +26,7 @@
 //! `slot_freed`. One command is aborted at a time: a card may allow no more (ACL).
 
 use crate::{
+    card::command_timeout_ms,
     cause::Cause,
     common::{
         irq_lock::{new_irq_spinlock, IrqSpinLock, IrqSpinLockBackend},
@@ -458,10 +459,12 @@ impl AdminQueue {
         // Its status, and whether it says that the command was aborted, do not matter: what became
         // of the command its own completion tells.
         let command = Command::abort(0, claim.id.raw());
-        drop(self.execute(command, Data::Nothing, Manner::Abort, limit_ms)?);
+        // Who had little time left does not make the card hurry: it dies when this is late.
+        let patience_ms = limit_ms.max(command_timeout_ms());
+        drop(self.execute(command, Data::Nothing, Manner::Abort, patience_ms)?);
         drop(one_at_a_time);
 
-        let grace_ms = limit_ms.min(GRACE_MS);
+        let grace_ms = patience_ms.min(GRACE_MS);
         if let Some(reply) = self.wait(claim, opcode, grace_ms, Manner::Operate)? {
             return Ok(reply);
         }

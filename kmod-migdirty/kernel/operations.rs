@@ -9,6 +9,8 @@
 //! A command that was abandoned may be carried out at any moment, and NVMe knows no order between
 //! admin commands. So none is sent for a function of which the card still has one: an old Resume must
 //! not start what a new Suspend has stopped, nor an old Track Receive take what a new log has seen.
+//! But a Resume waits only for a Migration Send: nothing else changes what it does, and a function
+//! that is never resumed costs a guest its disk.
 
 use crate::{
     admin_queue::{Answer, Data, Unanswered},
@@ -22,7 +24,7 @@ use crate::{
         span::{Span, PAGE},
     },
     nvme::{
-        command::Command,
+        command::{admin, Command},
         hmlm::{
             migration::{MigrationSend, SuspendType},
             track_send::{self, TrackSend},
@@ -58,8 +60,10 @@ pub(crate) struct Protocol {
     pub(crate) tracked: u64,
     /// For reports.
     pub(crate) buffer: KVVec<u8>,
-    /// A command that was abandoned, and that the card had when it was asked last.
+    /// A Migration Send that was abandoned, and that the card had when it was asked last.
     ghost: Option<CommandId>,
+    /// The same for any other command.
+    idle_ghost: Option<CommandId>,
     /// The function is to be resumed, and the card told what it missed, as soon as it takes commands.
     mend: bool,
     /// The log of the kernel says so.
@@ -76,6 +80,7 @@ impl Protocol {
             tracked: 0,
             buffer: KVVec::new(),
             ghost: None,
+            idle_ghost: None,
             mend: false,
             mend_said: false,
         }
@@ -135,9 +140,14 @@ impl Function {
                 Ok(())
             }
             // It was suspended before, which this has not changed.
-            Err(error) if protocol.log.is_suspended() => Err(error),
-            Err(error) if !self.card().is_live() => Err(error),
-            Err(error) => {
+            Err(Unsuspended { error, .. }) if protocol.log.is_suspended() => Err(error),
+            Err(Unsuspended { error, .. }) if !self.card().is_live() => Err(error),
+            // It runs as before.
+            Err(Unsuspended {
+                error,
+                untouched: true,
+            }) if !protocol.log.may_be_suspended() => Err(error),
+            Err(Unsuspended { error, .. }) => {
                 // Nobody knows how far the card came, so it must not be left half suspended.
                 protocol.log.doubt();
                 match self.resume_with(&mut protocol) {
@@ -151,7 +161,9 @@ impl Function {
         result
     }
 
-    fn try_suspend(&self, protocol: &mut Protocol) -> Result {
+    fn try_suspend(&self, protocol: &mut Protocol) -> Result<(), Unsuspended> {
+        let failed = |error, untouched| Err(Unsuspended { error, untouched });
+        let mut first = true;
         let limit_ms = command_timeout_ms();
         let start = Instant::<Monotonic>::now();
         let mut pause_ms = FIRST_PAUSE_MS;
@@ -167,18 +179,19 @@ impl Function {
             let command = command.to_command(0, 0);
             match self.send(protocol, command, Data::Nothing, left_ms) {
                 Ok(()) => return Ok(()),
-                Err(Failure::Lost(error)) => return Err(error),
+                Err(Failure::Lost(error)) => return failed(error, false),
                 Err(Failure::Refused(status)) if !is_transient(status) => {
                     self.card().report("Suspend", status);
-                    return Err(EIO);
+                    return failed(EIO, first && is_final(status));
                 }
                 // Not confirmed: the function was resumed or reset meanwhile, or the card could
                 // not. A guest that cannot be stopped is worse than one that is stopped late.
                 Err(Failure::Refused(status)) => {
                     if left_ms <= pause_ms {
                         self.card().report("Suspend", status);
-                        return Err(ETIMEDOUT);
+                        return failed(ETIMEDOUT, false);
                     }
+                    first = false;
                     fsleep(Delta::from_millis(i64::from(pause_ms)));
                     pause_ms = pause_ms.saturating_mul(2).min(LONGEST_PAUSE_MS);
                 }
@@ -203,10 +216,23 @@ impl Function {
             controller: self.controller(),
         };
         let command = command.to_command(0, 0);
-        match self.send(protocol, command, Data::Nothing, command_timeout_ms()) {
+        let answer = match self.takes_resume(protocol) {
+            true => self.transmit(protocol, command, Data::Nothing, command_timeout_ms()),
+            false => Err(ETIMEDOUT),
+        };
+        let result = answer
+            .map_err(Failure::Lost)
+            .and_then(|answer| answer.result().map_err(Failure::from));
+        match result {
             Ok(()) => {}
             Err(Failure::Refused(status)) if status.is(Status::CONTROLLER_NOT_SUSPENDED) => {}
-            Err(Failure::Refused(status)) if is_final(status) => {
+            // It is known to run, and no Resume stops a function, whatever becomes of it.
+            Err(failure) if !protocol.log.may_be_suspended() && self.card().is_live() => {
+                if let Failure::Refused(status) = failure {
+                    self.card().report("Resume", status);
+                }
+            }
+            Err(Failure::Refused(status)) if is_final(status) && protocol.log.is_suspended() => {
                 self.card().report("Resume", status);
                 if status.is(Status::COMMAND_SEQUENCE_ERROR) {
                     self.card().warn(fmt!(
@@ -285,16 +311,16 @@ impl Function {
         let Some(mut protocol) = self.protocol.try_lock() else {
             return true;
         };
-        if protocol.mend && self.is_free(&mut protocol) {
-            protocol.mend = false;
-            if protocol.log.may_be_suspended() {
+        if protocol.mend && protocol.log.may_be_suspended() {
+            if self.takes_resume(&mut protocol) {
                 // It says what goes wrong.
                 let _ = self.resume_with(&mut protocol);
-            } else {
-                self.runs(&mut protocol);
             }
-            self.show(&protocol);
+        } else if protocol.mend && self.is_free(&mut protocol) {
+            protocol.mend = false;
+            self.runs(&mut protocol);
         }
+        self.show(&protocol);
         let watch = protocol.mend || protocol.log.may_be_suspended();
         drop(protocol);
         self.settle_tools();
@@ -378,6 +404,7 @@ impl Function {
         let mut protocol = self.protocol.lock();
         self.release_plan(&mut protocol);
         protocol.ghost = None;
+        protocol.idle_ghost = None;
         protocol.mend = false;
         protocol.log.card_lost();
         self.dirty.lock().lose();
@@ -587,11 +614,26 @@ impl Function {
         if !self.is_free(protocol) {
             return Err(ETIMEDOUT);
         }
+        self.transmit(protocol, command, data, limit_ms)
+    }
+
+    /// As [`Self::command`], for which the function is free, or [`Self::takes_resume`].
+    fn transmit(
+        &self,
+        protocol: &mut Protocol,
+        command: Command,
+        data: Data<'_>,
+        limit_ms: u32,
+    ) -> Result<Answer<'_>> {
+        let opcode = command.opcode;
         self.card()
             .operate(command, data, limit_ms)
             .map_err(|unanswered| {
                 if let Unanswered::Abandoned(id) = unanswered {
-                    protocol.ghost = Some(id);
+                    match opcode {
+                        admin::MIGRATION_SEND => protocol.ghost = Some(id),
+                        _ => protocol.idle_ghost = Some(id),
+                    }
                     self.card().warn(fmt!(
                         "function {} gets no orders until the card has completed the last one",
                         self.address(),
@@ -603,6 +645,14 @@ impl Function {
 
     /// Whether the card has no command for the function that was abandoned.
     pub(crate) fn is_free(&self, protocol: &mut Protocol) -> bool {
+        let has = |id: &CommandId| self.card().is_abandoned(*id);
+        protocol.idle_ghost = protocol.idle_ghost.filter(has);
+        protocol.idle_ghost.is_none() && self.takes_resume(protocol)
+    }
+
+    /// Whether the card has no command for the function that was abandoned and that a Resume could
+    /// get in the way of.
+    fn takes_resume(&self, protocol: &mut Protocol) -> bool {
         protocol.ghost = protocol.ghost.filter(|id| self.card().is_abandoned(*id));
         protocol.ghost.is_none()
     }
@@ -655,6 +705,13 @@ impl Function {
             Card::watch(self.card());
         }
     }
+}
+
+/// Why a function was not suspended.
+struct Unsuspended {
+    error: Error,
+    /// The card has certainly done nothing.
+    untouched: bool,
 }
 
 /// Why a log did not start.

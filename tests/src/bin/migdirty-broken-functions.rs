@@ -89,6 +89,19 @@ const CARDS: &[Card] = &[
         suspend,
     ),
     (
+        "UNSURE",
+        &[
+            "op=migration-send,sel=0,nth=1,status=0/2",
+            "op=migration-send,sel=1,nth=1,status=0/2",
+            "op=migration-send,sel=0,nth=2,status=0/6,dnr",
+            "op=migration-send,sel=1,nth=2,status=0/2",
+            "op=migration-send,sel=0,from=3,times=20,status=0/21h",
+            "op=migration-send,sel=0,nth=23,stall",
+            "op=abort,nth=1,delay=3s",
+        ],
+        unsure,
+    ),
+    (
         "RESUME",
         &[
             "op=migration-send,sel=1,nth=1,status=0/2",
@@ -137,6 +150,7 @@ const CARDS: &[Card] = &[
             "op=track-receive,nth=2,status=0/0",
             "op=track-receive,nth=3,stall",
             "op=track-receive,nth=4,drop",
+            "op=track-receive,nth=6,drop",
         ],
         report,
     ),
@@ -384,6 +398,30 @@ fn suspend(bench: &Bench<'_>) -> Outcome {
     })
 }
 
+/// What is known stays known, and a card is not hurried.
+fn unsure(bench: &Bench<'_>) -> Outcome {
+    bench.running(|nvme, tool| {
+        // Neither does anything, and it ran before.
+        check_eq!(tool.pause(), Err(Errno::IO), "refused for good");
+        bench.said("card refuses Suspend: status 0x002")?;
+        flags_are(tool, LIVE, "refused for good")?;
+        check_eq!(tool.resume(), Ok(()), "of a function that runs");
+        bench.said("card refuses Resume: status 0x002")?;
+        flags_are(tool, LIVE, "of a function that runs")?;
+        works(nvme)?;
+
+        // The Suspend may have been done, so that a refusal of the Resume is not the end.
+        check_eq!(tool.pause(), Err(Errno::NOTRECOVERABLE), "nobody knows");
+        becomes(tool, LIVE, "when it can be resumed")?;
+        works(nvme)?;
+
+        // The last Suspend has a second or so left, its Abort takes longer, and the card lives.
+        check_eq!(tool.pause(), Err(Errno::TIMEDOUT), "refused for long");
+        flags_are(tool, LIVE, "refused for long")?;
+        works(nvme)
+    })
+}
+
 fn resume(bench: &Bench<'_>) -> Outcome {
     bench.running(|nvme, tool| {
         tool.pause()?;
@@ -536,6 +574,24 @@ fn report(bench: &Bench<'_>) -> Outcome {
         // The old order would take what a new log has seen.
         let again = tool.log_start(&[DATA], 0);
         check_eq!(again, Err(Errno::TIMEDOUT), "start");
+        // But it does nothing to a function that runs.
+        check_eq!(tool.pause(), Err(Errno::TIMEDOUT), "pause");
+        check_eq!(tool.resume(), Ok(()), "resume of a function that runs");
+        flags_are(tool, LIVE, "of a function that runs")?;
+        works(nvme)?;
+        bench.rebind()?;
+
+        // Nor does it keep one suspended.
+        check_eq!(tool.log_start(&[DATA], 0), Ok(PAGE), "granule");
+        logs(nvme, tool)?;
+        tool.pause()?;
+        let cid = is_held(nvme, tool)?;
+        let why = "the card did not answer Track Receive";
+        check_eq!(tool.log_sync(ALL, ROOM), Err(Errno::TIMEDOUT), "{why}");
+        bench.said(&format!("is lost: {why}"))?;
+        check_eq!(tool.resume(), Ok(()), "resume");
+        goes_on(nvme, cid)?;
+        flags_are(tool, LIVE | LOGGING | LOST | OWNED, why)?;
         bench.rebind()?;
         check_eq!(tool.log_start(&[DATA], 0), Ok(PAGE), "granule");
         logs(nvme, tool)?;
