@@ -22,7 +22,7 @@ use kernel::prelude::*;
 /// What a harvest found.
 #[derive(Clone, Copy)]
 pub(crate) struct Harvested {
-    /// The function is suspended, and all that it wrote was taken.
+    /// The function is suspended, and stays so, and all that it wrote was taken.
     pub(crate) complete: bool,
     /// It was thought to be suspended, and is not.
     pub(crate) ran: bool,
@@ -42,7 +42,8 @@ impl Function {
     /// over what is tracked. `EINVAL` no log, `EIO` the log is lost.
     pub(crate) fn log_harvest(&self) -> Result<Harvested> {
         let mut protocol = self.protocol.lock();
-        let was_suspended = protocol.log.is_suspended();
+        // Also when a log that was started meanwhile found it to run: nobody was told that.
+        let was_suspended = protocol.log.may_be_suspended();
         match protocol.log.harvest() {
             Harvest::NoLog => return Err(EINVAL),
             Harvest::Lost => return Err(EIO),
@@ -52,7 +53,7 @@ impl Function {
                 self.start_late(&mut protocol)?;
                 if protocol.log.is_suspended() {
                     return Ok(Harvested {
-                        complete: true,
+                        complete: !protocol.mend,
                         ran: false,
                     });
                 }
@@ -83,7 +84,7 @@ impl Function {
             self.runs(&mut protocol);
         }
         Ok(Harvested {
-            complete: suspended,
+            complete: suspended && !protocol.mend,
             ran: was_suspended && !suspended,
         })
     }

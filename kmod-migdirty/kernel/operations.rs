@@ -65,7 +65,7 @@ pub(crate) struct Protocol {
     /// The same for any other command.
     idle_ghost: Option<CommandId>,
     /// The function is to be resumed, and the card told what it missed, as soon as it takes commands.
-    mend: bool,
+    pub(crate) mend: bool,
     /// The log of the kernel says so.
     mend_said: bool,
 }

@@ -433,8 +433,17 @@ fn resume(bench: &Bench<'_>) -> Outcome {
         check_eq!(tool.resume(), Ok(()), "another try");
         goes_on(nvme, cid)?;
 
-        // It is resumed without being asked again.
-        for what in ["an internal error", "aborted", "done too late"] {
+        // It is resumed without being asked again, so what it wrote is not all.
+        tool.log_start(&[DATA], 0)?;
+        tool.pause()?;
+        let cid = is_held(nvme, tool)?;
+        let what = "an internal error";
+        check_eq!(tool.resume(), Err(Errno::NOTRECOVERABLE), "{what}");
+        check!(!tool.log_sync(ALL, ROOM)?.complete, "complete, and resumed");
+        goes_on(nvme, cid)?;
+        becomes(tool, LIVE | LOGGING | OWNED, what)?;
+        tool.log_stop()?;
+        for what in ["aborted", "done too late"] {
             tool.pause()?;
             let cid = is_held(nvme, tool)?;
             check_eq!(tool.resume(), Err(Errno::NOTRECOVERABLE), "{what}");

@@ -55,6 +55,7 @@ const EXACT: &[Test] = &[
     ("wished_granules", wished_granules),
     ("started_while_stopped", started_while_stopped),
     ("stopped_while_stopped", stopped_while_stopped),
+    ("runs_while_stopped", runs_while_stopped),
     ("every_state", every_state),
     ("bad_page_size", bad_page_size),
     ("bad_ranges", bad_ranges),
@@ -573,6 +574,28 @@ fn stopped_while_stopped(nvme: &mut Nvme<'_>) -> Outcome {
             Err(Errno::INVAL),
             "after {state:?}"
         );
+        works(nvme, DATA.iova)?;
+    }
+    Ok(())
+}
+
+/// A stopped function that runs, because its controller was reset by its registers, is no news that a
+/// report may keep to itself: what it writes next is not in it.
+fn runs_while_stopped(nvme: &mut Nvme<'_>) -> Outcome {
+    for log_first in [true, false] {
+        go(nvme, State::Stop)?;
+        if log_first {
+            nvme.device.start_log(PAGE, &[DATA])?;
+        }
+        nvme.disable()?;
+        if !log_first {
+            nvme.device.start_log(PAGE, &[DATA])?;
+        }
+        let error = nvme.device.report(DATA).err();
+        check_eq!(error, Some(Errno::IO), "report, log first {log_first}");
+        go(nvme, State::Running)?;
+        nvme.device.stop_log()?;
+        nvme.start_again(Wish::default())?;
         works(nvme, DATA.iova)?;
     }
     Ok(())
