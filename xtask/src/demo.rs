@@ -25,7 +25,17 @@ pub(crate) fn run(session: &Session, json: bool) -> Result<ExitCode> {
         ..Rig::default()
     };
     let mut display = Display::default();
-    let ran = rig.run(session, &mut |step, line| display.line(step, line))?;
+    let ran = match rig.run(session, &mut |step, line| display.line(step, line)) {
+        Ok(ran) => ran,
+        Err(e) => {
+            if json {
+                let why = format!("{e:#}");
+                let checks = json!([{"name": "the rig runs", "held": false, "why": why}]);
+                println!("{}", json!({"verdict": "fail", "checks": checks}));
+            }
+            return Err(e);
+        }
+    };
     let mut checks = migrate::judge(&ran, MOVE);
     checks.extend(migrate::frame(&ran));
     let report = ran.report(MOVE).ok();

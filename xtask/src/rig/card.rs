@@ -20,6 +20,7 @@ pub(crate) struct Card {
     /// Its serial number, as guests shall see it.
     pub(crate) serial: String,
     functions: Vec<Function>,
+    dir: PathBuf,
     log: PathBuf,
 }
 
@@ -93,6 +94,7 @@ impl Card {
             running,
             serial: serial.to_owned(),
             functions: ready.functions,
+            dir,
             log,
         })
     }
@@ -108,6 +110,24 @@ impl Card {
     /// The sockets of all functions, in the order in which the card names them.
     pub(crate) fn sockets(&self) -> Vec<PathBuf> {
         self.functions.iter().map(|f| f.socket.clone()).collect()
+    }
+
+    /// Asks the card by the `zeroshift` tool at `program` what its fault rules did.
+    pub(crate) fn faults(&self, program: &Path) -> Result<Vec<Fired>> {
+        #[derive(Deserialize)]
+        struct List {
+            faults: Vec<Fired>,
+        }
+        let mut cmd = command::command(program);
+        cmd.args(["card", "--json", "--dir"])
+            .arg(&self.dir)
+            .args(["fault", "list"]);
+        let answer = cmd.output().context("ask the card for its fault rules")?;
+        let list: List = serde_json::from_slice(&answer.stdout).with_context(|| {
+            let said = String::from_utf8_lossy(&answer.stderr);
+            format!("zeroshift card fault list: {}: {said}", answer.status)
+        })?;
+        Ok(list.faults)
     }
 
     /// Ends the card as an operator would, and checks that it goes in peace.
@@ -138,6 +158,15 @@ impl Card {
         }
         Ok(())
     }
+}
+
+/// What a fault rule came to.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Fired {
+    /// The rule, as it was given.
+    pub(crate) rule: String,
+    /// How often it decided.
+    pub(crate) fired: u64,
 }
 
 /// How long a card may take to start or to end.

@@ -14,7 +14,7 @@ use anyhow::{bail, Context as _, Result};
 use serde_json::Value;
 
 use super::accel::Accelerator;
-use super::card::Card;
+use super::card::{Card, Fired};
 use super::console::{Job, Transcript};
 use super::image::{self, Overlay};
 use super::l1::{command_line, Iommu, L1};
@@ -149,6 +149,8 @@ impl Default for Rig<'_> {
 pub(crate) struct Ran {
     /// L1's console.
     pub(crate) l1: Transcript,
+    /// What each fault rule of the first card did, as the card tells.
+    pub(crate) faults: Vec<Fired>,
     /// Whether its cards ended in peace.
     pub(crate) cards: Result<()>,
 }
@@ -221,7 +223,7 @@ impl Rig<'_> {
                 Driver::Zeroshift => COUNT,
             };
             let script =
-                format!("{before}\n{count}\n{mover} {arguments}\nstatus=$?\n{count}\nexit $status");
+                format!("set -e\n{before}\nset +e\n{count}\n{mover} {arguments}\nstatus=$?\n{count}\nexit $status");
             overlay = overlay.job(name, &script);
         }
         if self.driver == Driver::Zeroshift {
@@ -244,8 +246,13 @@ impl Rig<'_> {
             limit: Duration::from_secs(1800),
         }
         .watched(place, watch)?;
+        let faults = match (self.faults, cards.first()) {
+            ([], _) | (_, None) => Vec::new(),
+            (_, Some(card)) => card.faults(&programs.path("zeroshift"))?,
+        };
         Ok(Ran {
             l1,
+            faults,
             cards: cards.into_iter().try_for_each(Card::stop),
         })
     }

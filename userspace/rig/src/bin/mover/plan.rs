@@ -203,14 +203,16 @@ impl<'a> Run<'a> {
             .write_all(b"stop\n")
             .context("say stop to the guest")?;
         let side = qemu.side;
-        self.wait("the guest's end", |run| {
-            run.guest.halted && run.ended[side as usize]
-        })?;
-        // The ports are heard to their end before the guest is judged.
+        self.wait("the guest's end", |run| run.ended[side as usize])?;
+        // The ports are heard to their end before the guest is judged: threads of their own hear them and the monitor.
         for qemu in [self.destination.take(), self.source.take()] {
             qemu.into_iter().for_each(Qemu::end);
         }
         self.drain()?;
+        ensure!(
+            self.guest.halted,
+            "QEMU ended before the guest had switched itself off"
+        );
         Ok(())
     }
 
@@ -501,7 +503,8 @@ impl<'a> Run<'a> {
             News::Ended(side) => {
                 self.ended[side as usize] = true;
                 let dropped = side == Side::Destination && self.dropped;
-                let expected = self.guest.halted || dropped;
+                // A guest that was told to stop may say its last words on its port after QEMU has closed the monitor.
+                let expected = self.stopping || dropped;
                 let qemu = match side {
                     Side::Source => &mut self.source,
                     Side::Destination => &mut self.destination,

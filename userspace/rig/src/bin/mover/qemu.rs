@@ -13,7 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::FdFlags;
+use rustix::process::{pidfd_open, Pid, PidfdFlags};
 use serde_json::Value;
 
 use crate::qmp::Qmp;
@@ -39,6 +41,12 @@ impl Side {
 
 /// The guest's serial ports: of its kernel, and of its jobs.
 pub(crate) const PORTS: usize = 2;
+
+/// How long one that has closed its monitor may take to end.
+const EPITAPH: Timespec = Timespec {
+    tv_sec: 60,
+    tv_nsec: 0,
+};
 
 /// What comes from a QEMU and its guest.
 #[derive(Debug)]
@@ -174,8 +182,11 @@ impl Qemu {
         }
     }
 
-    /// The same when its monitor is closed: waits for its end.
+    /// The same when its monitor is closed: waits for its end, and brings it about when it does not come.
     pub(crate) fn epitaph(&mut self) -> String {
+        if !self.ends_by_itself() {
+            self.kill();
+        }
         self.child.wait().ok();
         if let Some(reader) = self.stderr_reader.take() {
             reader.join().ok();
@@ -194,6 +205,16 @@ impl Qemu {
     pub(crate) fn said(&self, text: &str) -> Option<String> {
         let said = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         said.iter().find(|line| line.contains(text)).cloned()
+    }
+
+    /// Whether it ends within `EPITAPH` without being killed. It may hang while it closes its function.
+    fn ends_by_itself(&self) -> bool {
+        let pid = Pid::from_child(&self.child);
+        let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else {
+            return false;
+        };
+        let mut ended = [PollFd::new(&handle, PollFlags::IN)];
+        poll(&mut ended, Some(&EPITAPH)).is_ok_and(|n| n > 0)
     }
 
     fn kill(&mut self) {
