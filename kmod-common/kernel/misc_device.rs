@@ -12,6 +12,8 @@ use kernel::{
     bindings,
     error::to_result,
     ffi::{c_int, c_long, c_uint, c_ulong, c_void},
+    mm::virt::VmaNew,
+    page::PAGE_SIZE,
     prelude::*,
     types::{ForeignOwnable, Opaque},
 };
@@ -36,6 +38,15 @@ pub(crate) trait FileOperations: 'static {
         cmd: u32,
         arg: usize,
     ) -> Result<isize>;
+
+    /// The file is to be mapped at `vma`, from `offset` bytes on.
+    fn mmap(
+        _file: <Self::File as ForeignOwnable>::Borrowed<'_>,
+        _vma: &VmaNew,
+        _offset: u64,
+    ) -> Result {
+        Err(ENODEV)
+    }
 }
 
 /// A registered misc device.
@@ -97,6 +108,7 @@ impl<T: FileOperations> Registration<T> {
             owner: module.as_ptr(),
             open: Some(Self::open),
             release: Some(Self::release),
+            mmap: Some(Self::mmap),
             unlocked_ioctl: Some(Self::ioctl),
             #[cfg(CONFIG_COMPAT)]
             compat_ioctl: bindings::compat_ptr_ioctl,
@@ -127,6 +139,27 @@ impl<T: FileOperations> Registration<T> {
         // SAFETY: comes from `into_foreign` in `open`, and is taken back only here.
         drop(unsafe { T::File::from_foreign(data) });
         0
+    }
+
+    /// # Safety
+    ///
+    /// Called by the VFS with a file that [`Self::open`] opened, before [`Self::release`], and a
+    /// mapping that is being made.
+    unsafe extern "C" fn mmap(
+        file: *mut bindings::file,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
+        // SAFETY: `open` put it there.
+        let data: *mut c_void = unsafe { (*file).private_data };
+        // SAFETY: comes from `into_foreign` in `open`; `release` does not run before this returns.
+        let data = unsafe { T::File::borrow(data) };
+        // SAFETY: being made, so nobody else has it.
+        let (vma, first) = unsafe { (VmaNew::from_raw(vma), (*vma).vm_pgoff) };
+        // CAST: the same width.
+        match T::mmap(data, vma, (first as u64).wrapping_mul(PAGE_SIZE as u64)) {
+            Ok(()) => 0,
+            Err(error) => error.to_errno(),
+        }
     }
 
     /// # Safety

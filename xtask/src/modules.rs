@@ -13,9 +13,10 @@ use crate::command;
 use crate::kernel::{self, Tree};
 
 /// The modules that this checkout builds: folder and object, each after those whose symbols it needs.
-const MODULES: [(&str, &str); 2] = [
+const MODULES: [(&str, &str); 3] = [
     ("kmod-migdirty", "migdirty.ko"),
     ("vfio-variant", "zeroshift_vfio_pci.ko"),
+    ("kmod-vmfunc", "vmfunc_view.ko"),
 ];
 
 /// Built modules of one kernel.

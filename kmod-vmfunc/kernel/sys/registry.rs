@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The attached VMs, found by the probes at each entry and exit of every VM of this host.
+//!
+//! Readers run with interrupts off, so a grace period of RCU waits for them. A VM that is not ours
+//! pays a load and a comparison with null, as long as few are attached.
+
+use crate::vm::Vm;
+use core::{
+    mem::ManuallyDrop,
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+};
+use kernel::{bindings, prelude::*, sync::Arc};
+
+/// Heads of the lists. A power of two.
+const BUCKETS: usize = 64;
+
+static HEADS: [AtomicPtr<Vm>; BUCKETS] = [const { AtomicPtr::new(ptr::null_mut()) }; BUCKETS];
+
+kernel::sync::global_lock! {
+    // SAFETY: initialised by module init, before the first user.
+    pub(crate) unsafe(uninit) static WRITERS: Mutex<()> = ();
+}
+
+/// Where a VM is in its list.
+pub(crate) struct Link(AtomicPtr<Vm>);
+
+impl Link {
+    /// Of a VM that is in no list.
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(ptr::null_mut()))
+    }
+}
+
+fn head(name: usize) -> &'static AtomicPtr<Vm> {
+    // `struct kvm` is some pages long, so the bits above the page tell VMs apart.
+    let number = (name >> 12 ^ name >> 18) % BUCKETS;
+    // INDEXING: below the length.
+    &HEADS[number]
+}
+
+/// Calls `found` with the VM of this name, when it is attached. Interrupts are off.
+#[inline]
+pub(crate) fn with(name: usize, found: impl FnOnce(&Vm)) {
+    let mut at = head(name).load(Ordering::Acquire);
+    // SAFETY: what is in a list lives at least until a grace period after it was taken out, and this
+    // reader ends before that.
+    while let Some(vm) = unsafe { at.as_ref() } {
+        if vm.name() == name {
+            return found(vm);
+        }
+        at = vm.link.0.load(Ordering::Acquire);
+    }
+}
+
+/// Makes a VM known. EBUSY when it is already.
+pub(crate) fn insert(vm: Arc<Vm>) -> Result {
+    let _writers = WRITERS.lock();
+    let head = head(vm.name());
+    let first = head.load(Ordering::Relaxed);
+    let mut at = first;
+    // SAFETY: only writers take out, and we are the one.
+    while let Some(other) = unsafe { at.as_ref() } {
+        if other.name() == vm.name() {
+            return Err(EBUSY);
+        }
+        at = other.link.0.load(Ordering::Relaxed);
+    }
+    vm.link.0.store(first, Ordering::Relaxed);
+    // The list has this count from here on.
+    head.store(Arc::into_raw(vm).cast_mut(), Ordering::Release);
+    Ok(())
+}
+
+/// Takes a VM out, waits until no probe uses it, and gives the list's count back.
+pub(crate) fn remove(vm: &Vm) -> Option<Arc<Vm>> {
+    let found = {
+        let _writers = WRITERS.lock();
+        let mut link = head(vm.name());
+        loop {
+            let at = link.load(Ordering::Relaxed);
+            // SAFETY: only writers take out, and we are the one.
+            let other = unsafe { at.as_ref() }?;
+            if ptr::eq(other, vm) {
+                link.store(other.link.0.load(Ordering::Relaxed), Ordering::Release);
+                break at;
+            }
+            link = &other.link.0;
+        }
+    };
+    wait_for_probes();
+    // SAFETY: from `into_raw` in `insert`, and taken out by us, once.
+    Some(unsafe { Arc::from_raw(found) })
+}
+
+/// Waits until every probe that runs now has ended. Sleeps.
+pub(crate) fn wait_for_probes() {
+    // SAFETY: no preconditions but the context.
+    unsafe { bindings::synchronize_rcu() }
+}
+
+/// Runs the work of a VM that a probe has found.
+pub(crate) fn enqueue(vm: &Vm) {
+    // SAFETY: found in a list, so it came from `into_raw`, and the list keeps the count as long as
+    // a probe runs.
+    let listed = ManuallyDrop::new(unsafe { Arc::from_raw(ptr::from_ref(vm)) });
+    super::work::enqueue::<Arc<Vm>, 0>((*listed).clone());
+}
