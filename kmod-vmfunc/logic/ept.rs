@@ -29,8 +29,10 @@ pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 pub const ENTRIES: usize = 512;
 
 /// The entry that leads to the table at the physical address `table`, and forbids nothing itself.
+/// Accessed is set already, as KVM does it: a processor would set it, and the entry would no longer
+/// be what was written.
 pub const fn table(table: u64) -> u64 {
-    (table & ADDRESS) | READ | WRITE | EXECUTE | EXECUTE_USER
+    (table & ADDRESS) | READ | WRITE | EXECUTE | ACCESSED | EXECUTE_USER
 }
 
 /// What a page of the private slot is to the guest.
@@ -83,7 +85,7 @@ mod tests {
             page | bits(&common) | bits(&[0, 1])
         );
         assert_eq!(leaf(page, Page::Gate), page | bits(&common) | bits(&[0, 2]));
-        assert_eq!(table(page), page | bits(&[0, 1, 2, 10]));
+        assert_eq!(table(page), page | bits(&[0, 1, 2, 8, 10]));
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 /*
  * The C side of migdirty.ko: shared helpers, and the layouts that kernel/sys/mod.rs compares.
  */
+#include <linux/mm_types.h>
 #include <linux/workqueue.h>
 
 #include "zs_helpers.h"
@@ -22,6 +23,8 @@ const struct zs_layout_entry zs_layout_table[] = {
 	ZS_OFFSET(struct file_operations, owner),
 	ZS_OFFSET(struct file_operations, open),
 	ZS_OFFSET(struct file_operations, release),
+	ZS_OFFSET(struct file_operations, mmap),
+	ZS_OFFSET(struct vm_area_struct, vm_pgoff),
 	ZS_OFFSET(struct file_operations, unlocked_ioctl),
 	ZS_OFFSET(struct file_operations, compat_ioctl),
 	ZS_OFFSET(struct file, private_data),
