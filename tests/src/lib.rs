@@ -14,3 +14,5 @@ pub mod module;
 pub mod sys;
 pub mod sysfs;
 pub mod vfio;
+pub mod vmfunc;
+pub mod vmm;

@@ -65,14 +65,17 @@ pub unsafe trait Plain {}
 
 macro_rules! plain {
     ($($name:ty)*) => {
-        // SAFETY: integers and arrays of them; `migdirty.h` and its test say that nothing is between.
+        // SAFETY: integers and arrays of them; `migdirty.h`, `vmfunc.h` and their tests say that nothing
+        // is between.
         $(unsafe impl Plain for $name {})*
     };
 }
 
 plain!(migdirty_uapi::MigdirtyFunctionInfo migdirty_uapi::MigdirtyTarget
     migdirty_uapi::MigdirtyLogStart migdirty_uapi::MigdirtyLogSync migdirty_uapi::MigdirtyState
-    migdirty_uapi::MigdirtyIdentity migdirty_uapi::MigdirtyRange);
+    migdirty_uapi::MigdirtyIdentity migdirty_uapi::MigdirtyRange
+    vmfunc_uapi::VmfuncAttach vmfunc_uapi::VmfuncView vmfunc_uapi::VmfuncWindow
+    vmfunc_uapi::VmfuncVcpu);
 
 /// An ioctl on a structure, which may point to more: see [`ioctl_on`].
 pub fn ioctl_with<T: Plain>(file: impl AsFd, number: u32, argument: &mut T) -> Result<()> {

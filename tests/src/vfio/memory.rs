@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Memory that a device shares with this process, and BARs of the device in this process.
+//! Memory that a device or a guest shares with this process, and BARs of the device in this process.
 //!
 //! Offsets are bytes from the start; one beyond the end is a mistake of the test and panics.
 
 use super::sys::Mapping;
 use rustix::io::Result;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-/// Memory of this process that can be mapped for a device.
+/// Memory of this process that can be mapped for a device or a guest.
 #[derive(Debug)]
 pub struct Memory(Mapping);
 
@@ -16,6 +16,15 @@ impl Memory {
     /// `length` zeroed bytes, a multiple of 4096.
     pub fn new(length: usize) -> Result<Self> {
         Mapping::anonymous(length).map(Self)
+    }
+
+    /// Memory that a driver gives by mmap of its file, which it keeps open.
+    pub fn of_file(file: impl AsFd, offset: u64, length: usize, writable: bool) -> Result<Self> {
+        match writable {
+            true => Mapping::of_file(file.as_fd(), offset, length),
+            false => Mapping::read_only_of_file(file.as_fd(), offset, length),
+        }
+        .map(Self)
     }
 
     /// Its size.
@@ -33,7 +42,7 @@ impl Memory {
         self.0.read(offset, data);
     }
 
-    /// Copies in.
+    /// Copies in. A signal ends the program where it is not writable.
     pub fn write(&self, offset: usize, data: &[u8]) {
         self.0.write(offset, data);
     }

@@ -135,6 +135,24 @@ impl Mapping {
     /// Part of a device.
     pub(super) fn of_file(file: BorrowedFd<'_>, offset: u64, length: usize) -> Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
+        Self::map_file(file, offset, length, protection)
+    }
+
+    /// The same, where writing raises a signal.
+    pub(super) fn read_only_of_file(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+    ) -> Result<Self> {
+        Self::map_file(file, offset, length, ProtFlags::READ)
+    }
+
+    fn map_file(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        length: usize,
+        protection: ProtFlags,
+    ) -> Result<Self> {
         let flags = MapFlags::SHARED;
         // SAFETY: as above.
         let start = unsafe { mmap(ptr::null_mut(), length, protection, flags, file, offset) }?;

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What a guest does wrong, and what comes between.
+
+use crate::rig::{check_rounds, copy, guest_page, pattern, Rig, Rounds, OFFSET, PAGE, WINDOW};
+use zeroshift_tests::ktap::Outcome;
+use zeroshift_tests::vfio::memory::Memory;
+use zeroshift_tests::vmm::{Count, Program, Stop, Vcpu, Vm, NOTHING, RING3_PORT};
+use zeroshift_tests::{check, check_eq};
+
+/// In the default view there is nothing where the window is, before and after it was used.
+pub(crate) fn default_view() -> Outcome {
+    let (rig, mut vcpu) = Rig::small()?;
+    let memory = Memory::new(PAGE)?;
+    memory.write(0, &pattern(1));
+    rig.vmfunc.add_window(1, OFFSET, &memory)?;
+    for _ in 0..3 {
+        vcpu = reads_nothing(vcpu, WINDOW + 64)?;
+        let result;
+        (vcpu, result) = copy(vcpu, 1, Vm::buffer(0), WINDOW, PAGE)?;
+        check_eq!(result, 0, "copy");
+        check!(
+            guest_page(&rig.vm, Vm::buffer(0)) == pattern(1),
+            "wrong data"
+        );
+    }
+    Ok(())
+}
+
+/// The guest reads where nothing is, and goes on.
+fn reads_nothing(vcpu: Vcpu, at: u64) -> anyhow::Result<Vcpu> {
+    let (vcpu, end) = vcpu.start(Program::Load, |r| r.rdi = at)?.wait()?;
+    anyhow::ensure!(end.stop == Stop::Read(at), "read at {at:#x}: {end:x?}");
+    let (vcpu, end) = vcpu.go_on()?.wait_for_halt()?;
+    let got = end.registers.rax;
+    let right = got == u64::from_ne_bytes([NOTHING; 8]);
+    anyhow::ensure!(right, "read {got:#x} at {at:#x}");
+    Ok(vcpu)
+}
+
+/// A view that does not exist, or a function that does not: an invalid opcode, and nothing else.
+pub(crate) fn bad_index() -> Outcome {
+    let (rig, mut vcpu) = Rig::small()?;
+    let memory = rig.vmfunc.add_owned(1, OFFSET, PAGE)?;
+    memory.write(0, &pattern(2));
+    // Function and view.
+    let bad = [
+        (0, 2),
+        (0, 63),
+        (0, 64),
+        (0, 511),
+        (0, 512),
+        (0, u32::MAX),
+        (1, 0),
+        (63, 1),
+    ];
+    let bad = bad.into_iter().chain([(64, 0), (u32::MAX, 1)]);
+    for (function, view) in bad {
+        let running = vcpu.start(Program::Switch, |r| {
+            (r.r14, r.r12, r.rbp) = (function.into(), view.into(), 1);
+        })?;
+        let end;
+        (vcpu, end) = running.wait_for_halt()?;
+        let faults = rig.vm.count(0, Count::Faults);
+        check_eq!(
+            faults,
+            1,
+            "invalid opcodes, function {function}, view {view}"
+        );
+        check_eq!(end.runs, 1, "returns of KVM_RUN");
+        let result;
+        (vcpu, result) = copy(vcpu, 1, Vm::buffer(0), WINDOW, PAGE)?;
+        check_eq!(result, 0, "copy after it");
+        check!(
+            guest_page(&rig.vm, Vm::buffer(0)) == pattern(2),
+            "wrong data after it"
+        );
+    }
+    // A view that was there.
+    check_eq!(rig.vmfunc.create_view(), Ok(2), "view 2");
+    rig.vmfunc.destroy_view(2)?;
+    let running = vcpu.start(Program::Switch, |r| (r.r12, r.rbp) = (2, 1))?;
+    let (vcpu, _) = running.wait_for_halt()?;
+    check_eq!(
+        rig.vm.count(0, Count::Faults),
+        1,
+        "invalid opcodes after its end"
+    );
+    check_eq!(rig.bounces(0)?, 0, "bounces");
+    drop(vcpu);
+    Ok(())
+}
+
+/// VMFUNC outside of the gate: the next instruction is nowhere in the view. Each is one bounce, and
+/// the guest goes on in the default view.
+pub(crate) fn fetch_in_view() -> Outcome {
+    const COUNT: u64 = 100;
+    let (rig, vcpu) = Rig::small()?;
+    let memory = rig.vmfunc.add_owned(1, OFFSET, PAGE)?;
+    memory.write(0, &pattern(4));
+    let running = vcpu.start(Program::Switch, |r| (r.r12, r.rbp) = (1, COUNT))?;
+    let (vcpu, end) = running.wait_for_halt()?;
+    check_eq!(end.runs, 1, "returns of KVM_RUN");
+    check_eq!(rig.vm.count(0, Count::Rounds), COUNT, "rounds");
+    check_eq!(rig.vm.count(0, Count::Faults), 0, "invalid opcodes");
+    check_eq!(rig.bounces(0)?, COUNT, "bounces");
+    let vcpu = reads_nothing(vcpu, WINDOW)?;
+    let (vcpu, result) = copy(vcpu, 1, Vm::buffer(0), WINDOW, PAGE)?;
+    check_eq!(result, 0, "copy after it");
+    check!(
+        guest_page(&rig.vm, Vm::buffer(0)) == pattern(4),
+        "wrong data after it"
+    );
+    // To the default view from itself is no bounce.
+    let running = vcpu.start(Program::Switch, |r| (r.r12, r.rbp) = (0, COUNT))?;
+    running.wait_for_halt()?;
+    check_eq!(
+        rig.vm.count(0, Count::Rounds),
+        COUNT,
+        "rounds in the default view"
+    );
+    check_eq!(rig.bounces(0)?, COUNT, "bounces in the end");
+    Ok(())
+}
+
+/// The same from ring 3, which no control can forbid.
+pub(crate) fn ring3() -> Outcome {
+    const COUNT: u64 = 100;
+    let (rig, vcpu) = Rig::small()?;
+    let running = vcpu.start(Program::Ring3, |r| (r.r12, r.rbp) = (1, COUNT))?;
+    let (_, end) = running.wait()?;
+    check_eq!(
+        end.stop,
+        Stop::Port(RING3_PORT),
+        "end: {:x?}",
+        end.registers
+    );
+    check_eq!(rig.bounces(0)?, COUNT, "bounces");
+    Ok(())
+}
+
+/// Non-maskable interrupts anywhere in round trips: each arrives once, the data is right in the end.
+pub(crate) fn nmis() -> Outcome {
+    const COUNT: u64 = 200;
+    let (rig, vcpu) = Rig::small()?;
+    let _memory = rig.vmfunc.add_owned(1, OFFSET, PAGE)?;
+    let running = Rounds::new(1, 0).start(0, vcpu)?;
+    rig.wait_for(0, Count::Rounds, 2)?;
+    for i in 1..=COUNT {
+        running.send_nmi();
+        rig.wait_for(0, Count::Nmis, i)?;
+    }
+    let rounds = rig.vm.count(0, Count::Rounds);
+    rig.wait_for(0, Count::Rounds, rounds + 2)?;
+    rig.vm.ask_to_stop(0);
+    running.wait_for_halt()?;
+    check_rounds(&rig.vm, 0, rounds + 2)?;
+    check_eq!(rig.vm.count(0, Count::Nmis), COUNT, "NMIs");
+    let (aborts, bounces) = (rig.vm.count(0, Count::Aborts), rig.bounces(0)?);
+    println!("# {COUNT} NMIs in {rounds} rounds: {bounces} bounces, {aborts} aborts");
+    check!(aborts <= COUNT, "{aborts} aborts");
+    check!(bounces <= COUNT, "{bounces} bounces");
+    Ok(())
+}

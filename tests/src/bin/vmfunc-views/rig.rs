@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! An attached VM, and what the tests ask it.
+
+use anyhow::{ensure, Context as _, Result};
+use rustix::io::Errno;
+use std::fs;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+use vmfunc_uapi::FIRST_WINDOW;
+use zeroshift_tests::ktap::Stop as Why;
+use zeroshift_tests::module;
+use zeroshift_tests::vfio::memory::Memory;
+use zeroshift_tests::vmfunc::{Vmfunc, MODULE};
+use zeroshift_tests::vmm::{Count, End, Program, Running, Vcpu, Vm, ABORTED, GATE};
+
+pub(crate) const PAGE: usize = 4096;
+
+/// Where most tests have their window: offset in the slot, and guest address.
+pub(crate) const OFFSET: u64 = FIRST_WINDOW;
+pub(crate) const WINDOW: u64 = GATE + OFFSET;
+
+/// How long a guest may take to do something: only one that hangs comes near.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether guests of KVM may have guests.
+pub(crate) fn is_nested() -> bool {
+    let value = fs::read_to_string("/sys/module/kvm_intel/parameters/nested");
+    value.is_ok_and(|v| v.trim() == "1" || v.trim() == "Y")
+}
+
+/// A VM with views.
+#[derive(Debug)]
+pub(crate) struct Rig {
+    pub(crate) vm: Vm,
+    pub(crate) vmfunc: Vmfunc,
+}
+
+impl Rig {
+    /// Attaches to a new VM with `count` vCPUs.
+    pub(crate) fn new(count: u64) -> Result<(Self, Vec<Vcpu>), Why> {
+        let (vm, vcpus) = Vm::new(count)?;
+        let vmfunc = Vmfunc::open()?;
+        match vmfunc.attach(vm.raw_fd(), GATE) {
+            Err(Errno::OPNOTSUPP) => {
+                return Err(Why::Skip(
+                    "the module cannot attach here: see its log".into(),
+                ))
+            }
+            other => other?,
+        };
+        vm.set_gate(&Arc::new(vmfunc.gate()?))?;
+        Ok((Self { vm, vmfunc }, vcpus))
+    }
+
+    /// One with one vCPU and one view, which is number 1.
+    pub(crate) fn small() -> Result<(Self, Vcpu), Why> {
+        let (rig, mut vcpus) = Self::new(1)?;
+        let view = rig.vmfunc.create_view()?;
+        if view != 1 {
+            return Err(Why::Fail(format!("the first view is {view}")));
+        }
+        let vcpu = vcpus.pop().ok_or("no vCPU")?;
+        Ok((rig, vcpu))
+    }
+
+    /// Times that a vCPU was brought back to the default view.
+    pub(crate) fn bounces(&self, vcpu: u32) -> Result<u64> {
+        Ok(self.vmfunc.counters(vcpu)?.bounces)
+    }
+
+    /// Waits until a count of a vCPU's report is at least `least`.
+    pub(crate) fn wait_for(&self, vcpu: u64, count: Count, least: u64) -> Result<()> {
+        wait_for(&self.vm, vcpu, count, least)
+    }
+}
+
+/// Waits until a count of a vCPU's report is at least `least`.
+pub(crate) fn wait_for(vm: &Vm, vcpu: u64, count: Count, least: u64) -> Result<()> {
+    let enough = || Ok((vm.count(vcpu, count) >= least).then_some(()));
+    repeat(enough)?.with_context(|| {
+        let now = vm.count(vcpu, count);
+        format!("vCPU {vcpu}: {count:?} stays at {now}, {least} expected")
+    })
+}
+
+/// Unloads the module. What was attached may take a moment to go.
+pub(crate) fn unload() -> Result<()> {
+    let unload = || match module::unload(MODULE) {
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        other => Ok(Some(other.context("cannot unload the module")?)),
+    };
+    repeat(unload)?.context("the module stays in use")
+}
+
+/// Attaches to a VM that was attached and has one vCPU. The old attachment may take a moment to go.
+pub(crate) fn attach_again(vmfunc: &Vmfunc, vm: &Vm) -> Result<()> {
+    let attach = || match vmfunc.attach(vm.raw_fd(), GATE) {
+        Err(Errno::BUSY) => Ok(None),
+        other => Ok(Some(other.context("cannot attach again")?)),
+    };
+    let vcpus = repeat(attach)?.context("the old attachment stays")?;
+    ensure!(vcpus == 1, "{vcpus} vCPUs");
+    Ok(())
+}
+
+/// Does something until it gives a value. `None` when it did not in a time that only what hangs
+/// takes.
+fn repeat<T>(mut action: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let start = Instant::now();
+    loop {
+        let value = action()?;
+        if value.is_some() || start.elapsed() > LIMIT {
+            return Ok(value);
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// One copy by the gate, which is not aborted in the end.
+pub(crate) fn copy(vcpu: Vcpu, view: u32, to: u64, from: u64, bytes: usize) -> Result<(Vcpu, u32)> {
+    let running = vcpu.start(Program::Copy, |r| {
+        (r.rdi, r.rsi) = (to, from);
+        (r.rcx, r.r8) = (bytes as u64, view.into());
+    })?;
+    let (vcpu, end) = running.wait_for_halt()?;
+    // CAST: EAX.
+    let result = end.registers.rax as u32;
+    ensure!(result != ABORTED, "the guest gave up");
+    Ok((vcpu, result))
+}
+
+/// What a vCPU does round by round.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rounds {
+    pub(crate) view: u32,
+    pub(crate) window: u64,
+    pub(crate) bytes: usize,
+    /// Writes to the window first. Else what is expected is in the first page of its buffer.
+    pub(crate) write: bool,
+    /// 0: until it is asked to stop.
+    pub(crate) count: u64,
+}
+
+impl Rounds {
+    /// With the usual window of a view, by whole pages, written first.
+    pub(crate) fn new(view: u32, count: u64) -> Self {
+        Self {
+            view,
+            window: WINDOW,
+            bytes: PAGE,
+            write: true,
+            count,
+        }
+    }
+
+    pub(crate) fn start(self, index: u64, vcpu: Vcpu) -> Result<Running> {
+        vcpu.start(Program::Rounds, |r| {
+            r.rbx = Vm::buffer(index);
+            r.r12 = self.view.into();
+            r.r13 = self.window;
+            r.r14 = self.bytes as u64;
+            // Odd, and another one for each vCPU.
+            r.r15 = 0x9e37_79b9_7f4a_7c15 ^ (index + 1) << 8;
+            r.rdx = self.write.into();
+            r.rbp = self.count;
+        })
+    }
+}
+
+/// Starts each vCPU with what it is to do.
+pub(crate) fn start_all(vcpus: Vec<Vcpu>, what: impl Fn(u64) -> Rounds) -> Result<Vec<Running>> {
+    let start = |(i, vcpu)| what(i).start(i, vcpu);
+    (0..).zip(vcpus).map(start).collect()
+}
+
+/// Asks all to stop, and waits for them.
+pub(crate) fn stop_all(vm: &Vm, running: Vec<Running>) -> Result<Vec<(Vcpu, End)>> {
+    for (i, _) in (0..).zip(&running) {
+        vm.ask_to_stop(i);
+    }
+    running.into_iter().map(Running::wait_for_halt).collect()
+}
+
+/// A vCPU's rounds went as they should.
+pub(crate) fn check_rounds(vm: &Vm, vcpu: u64, rounds: u64) -> Result<()> {
+    let count = |count| vm.count(vcpu, count);
+    let (done, errors) = (count(Count::Rounds), count(Count::Errors));
+    ensure!(
+        errors == 0,
+        "vCPU {vcpu}: wrong data after {errors} of {done} rounds"
+    );
+    let (refusals, faults) = (count(Count::Refusals), count(Count::Faults));
+    ensure!(
+        refusals == 0,
+        "vCPU {vcpu}: the gate refused {refusals} times"
+    );
+    ensure!(faults == 0, "vCPU {vcpu}: {faults} invalid opcodes");
+    ensure!(
+        done >= rounds,
+        "vCPU {vcpu}: {done} rounds, {rounds} expected"
+    );
+    Ok(())
+}
+
+/// A page that shows where each of its bytes belongs.
+pub(crate) fn pattern(seed: u64) -> Vec<u8> {
+    let word = |i: u64| (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed;
+    (0..PAGE as u64 / 8)
+        .flat_map(|i| word(i).to_le_bytes())
+        .collect()
+}
+
+/// A page of some memory.
+pub(crate) fn page_of(memory: &Memory, page: usize) -> Vec<u8> {
+    let mut data = vec![0; PAGE];
+    memory.read(page * PAGE, &mut data);
+    data
+}
+
+/// A page of guest memory.
+pub(crate) fn guest_page(vm: &Vm, address: u64) -> Vec<u8> {
+    let mut data = vec![0; PAGE];
+    vm.read(address, &mut data);
+    data
+}
