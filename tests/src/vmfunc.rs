@@ -127,8 +127,17 @@ impl Vmfunc {
 
     /// Opens a window onto memory of the module, for reading and writing, and gives that memory.
     pub fn add_owned(&self, view: u32, offset: u64, length: usize) -> Result<Memory> {
+        self.owned(VMFUNC_WINDOW_WRITE, view, offset, length)
+    }
+
+    /// The same, which the guest can only read.
+    pub fn add_owned_read_only(&self, view: u32, offset: u64, length: usize) -> Result<Memory> {
+        self.owned(0, view, offset, length)
+    }
+
+    fn owned(&self, flags: u32, view: u32, offset: u64, length: usize) -> Result<Memory> {
         let mut argument = VmfuncWindow {
-            flags: VMFUNC_WINDOW_OWNED | VMFUNC_WINDOW_WRITE,
+            flags: VMFUNC_WINDOW_OWNED | flags,
             length: length as u64,
             ..window(view, offset)
         };

@@ -17,7 +17,7 @@ pub enum Program {
     Spin,
     /// RAX = the 64 bits at RDI.
     Load,
-    /// One copy by the gate: RDI, RSI, RCX and R8D go to it, EAX is what it returned at last.
+    /// One call of the gate: RDI, RSI, RCX and R8D go to it, EAX is what it returns.
     Copy,
     /// Round trips by the gate, R14 bytes each, with the window at R13 in the view R12D; RBX is a
     /// buffer of two pages. RDX = 1: fill the first page with numbers made of R15 and the round,
@@ -63,7 +63,8 @@ global_asm!(
     "hlt",
     //
     "zs_guest_copy:",
-    "call 20f",
+    "movabs rax, {entry}",
+    "call rax",
     "hlt",
     //
     "zs_guest_rounds:",

@@ -4,6 +4,7 @@
 //! mode, 2 MiB of memory, and the place where VMFUNC's windows are.
 
 mod code;
+mod stats;
 mod sys;
 mod tables;
 mod vcpu;
@@ -15,7 +16,7 @@ use crate::vfio::memory::Memory;
 use anyhow::{ensure, Context as _, Result};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY};
 use kvm_ioctls::Kvm;
-use std::fs;
+use stats::Stats;
 use std::sync::Arc;
 use sys::Machine;
 
@@ -74,6 +75,8 @@ pub enum Count {
 pub struct Vm {
     machine: Arc<Machine>,
     ram: Arc<Memory>,
+    /// Of each vCPU.
+    stats: Vec<Stats>,
 }
 
 impl Vm {
@@ -90,8 +93,12 @@ impl Vm {
         tables::fill(&ram);
         machine.set_slot(RAM_SLOT, 0, &ram, 0)?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-        let vm = Self { machine, ram };
-        let vcpus = (0..vcpus).map(|index| Vcpu::new(&vm, index, &cpuid));
+        let mut vm = Self {
+            machine,
+            ram,
+            stats: Vec::new(),
+        };
+        let vcpus = (0..vcpus).map(|index| Vcpu::new(&mut vm, index, &cpuid));
         let vcpus = vcpus.collect::<Result<_>>()?;
         Ok((vm, vcpus))
     }
@@ -153,16 +160,10 @@ impl Vm {
         self.write(tables::report(vcpu) + STOP, &1_u64.to_le_bytes());
     }
 
-    /// Exits to KVM so far, of all vCPUs, but those for an interrupt of the host. `None` where
-    /// debugfs does not tell.
-    pub fn exits(&self) -> Option<u64> {
-        let pid = std::process::id();
-        let folder = format!("/sys/kernel/debug/kvm/{pid}-{}", self.raw_fd());
-        let number = |name: &str| -> Option<u64> {
-            let text = fs::read_to_string(format!("{folder}/{name}")).ok()?;
-            text.trim().parse().ok()
-        };
-        Some(number("exits")?.saturating_sub(number("irq_exits")?))
+    /// Exits of a vCPU to KVM so far, but those for an interrupt of the host.
+    pub fn exits(&self, vcpu: usize) -> Result<u64> {
+        let stats = self.stats.get(vcpu).context("no such vCPU")?;
+        Ok(stats.get("exits")?.saturating_sub(stats.get("irq_exits")?))
     }
 }
 

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The unsafe ground of the VMM: memory that a guest gets.
+//! The unsafe ground of the VMM: memory that a guest gets, and an ioctl.
 
+use super::stats::Stats;
 use crate::vfio::memory::Memory;
 use anyhow::{ensure, Context as _, Result};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
+use rustix::ioctl::{ioctl, Ioctl, IoctlOutput, Opcode};
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::ffi::c_void;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::ptr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A VM with the memory that its slots are of.
@@ -75,4 +79,36 @@ impl Machine {
     pub(super) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+/// KVM_GET_STATS_FD.
+struct GetStats;
+
+// SAFETY: no argument, and a file descriptor comes back.
+unsafe impl Ioctl for GetStats {
+    type Output = OwnedFd;
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        // _IO(KVMIO, 0xce)
+        0xaece
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(fd: IoctlOutput, _: *mut c_void) -> rustix::io::Result<OwnedFd> {
+        // SAFETY: the ioctl succeeded, so this is a new descriptor that nobody else has.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+/// What KVM counts for a vCPU.
+pub(super) fn stats(vcpu: &VcpuFd) -> Result<Stats> {
+    // SAFETY: the vCPU's file is open as long as it is borrowed.
+    let vcpu = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+    // SAFETY: it is a vCPU of KVM, so the ioctl is what `GetStats` says.
+    let file = unsafe { ioctl(vcpu, GetStats) }.context("cannot get statistics")?;
+    Ok(Stats(file.into()))
 }

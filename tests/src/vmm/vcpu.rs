@@ -2,7 +2,7 @@
 
 //! A virtual processor, and a thread that runs it.
 
-use super::sys::Machine;
+use super::sys::{stats, Machine};
 use super::{tables, Program, Vm};
 use crate::vfio::memory::Memory;
 use anyhow::{bail, Context as _, Result};
@@ -17,7 +17,7 @@ use std::time::Duration;
 use vmm_sys_util::signal::{Killable as _, SIGRTMIN};
 
 /// How long a guest may run: only one that hangs comes near.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// How often a request is repeated until the thread has seen it: a signal that comes just before
 /// KVM_RUN has no effect.
@@ -73,13 +73,14 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    pub(super) fn new(vm: &Vm, index: u64, cpuid: &CpuId) -> Result<Self> {
+    pub(super) fn new(vm: &mut Vm, index: u64, cpuid: &CpuId) -> Result<Self> {
         let (file, machine) = vm.machine.create_vcpu(index)?;
         // Before the registers: it tells KVM that there is a 64-bit mode.
         file.set_cpuid2(cpuid).context("cannot set CPUID")?;
         let registers = tables::registers(index, file.get_sregs()?);
         file.set_sregs(&registers)
             .context("cannot set special registers")?;
+        vm.stats.push(stats(&file)?);
         Ok(Self {
             index,
             file,

@@ -2,7 +2,9 @@
 
 //! What a guest does wrong, and what comes between.
 
-use crate::rig::{check_rounds, copy, guest_page, pattern, Rig, Rounds, OFFSET, PAGE, WINDOW};
+use crate::rig::{
+    check_rounds, copy, guest_page, page_of, pattern, Rig, Rounds, OFFSET, PAGE, WINDOW,
+};
 use zeroshift_tests::ktap::Outcome;
 use zeroshift_tests::vfio::memory::Memory;
 use zeroshift_tests::vmm::{Count, Program, Stop, Vcpu, Vm, NOTHING, RING3_PORT};
@@ -36,6 +38,67 @@ fn reads_nothing(vcpu: Vcpu, at: u64) -> anyhow::Result<Vcpu> {
     let right = got == u64::from_ne_bytes([NOTHING; 8]);
     anyhow::ensure!(right, "read {got:#x} at {at:#x}");
     Ok(vcpu)
+}
+
+/// A window that is only for reading, of either kind, and places without a window: what the guest
+/// writes goes nowhere, the gate does not say that it copied, and the guest goes on.
+pub(crate) fn no_way() -> Outcome {
+    const BYTES: u64 = 64;
+    let (rig, mut vcpu) = Rig::small()?;
+    let mine = Memory::new(PAGE)?;
+    rig.vmfunc.add_window(1, OFFSET, &mine)?;
+    let second = WINDOW + PAGE as u64;
+    let owned = rig
+        .vmfunc
+        .add_owned_read_only(1, OFFSET + PAGE as u64, PAGE)?;
+    for memory in [&mine, &owned] {
+        memory.write(0, &pattern(6));
+    }
+    let buffer = Vm::buffer(0);
+    rig.vm.write(buffer, &pattern(7));
+    let nowhere = WINDOW + 16 * PAGE as u64;
+    let bad = [
+        (WINDOW, buffer),
+        (second, buffer),
+        (nowhere, buffer),
+        (buffer, nowhere),
+    ];
+    let mut good = Vec::new();
+    for (to, from) in bad {
+        let running = vcpu.start(Program::Copy, |r| {
+            (r.rdi, r.rsi, r.rcx, r.r8) = (to, from, BYTES, 1);
+        })?;
+        let mut end;
+        let mut exits = 0;
+        (vcpu, end) = running.wait()?;
+        while matches!(end.stop, Stop::Read(_) | Stop::Write(_)) {
+            exits += 1;
+            check!(exits <= BYTES, "from {from:#x} to {to:#x}: exits for ever");
+            (vcpu, end) = vcpu.go_on()?.wait()?;
+        }
+        let what = format!("from {from:#x} to {to:#x}, after {exits} exits");
+        check_eq!(end.stop, Stop::Halt, "{what}");
+        println!("# {what}: the gate returned {}", end.registers.rax);
+        if end.registers.rax == 0 {
+            good.push(what);
+        }
+        check!(page_of(&mine, 0) == pattern(6), "the guest wrote to it");
+        check!(
+            page_of(&owned, 0) == pattern(6),
+            "the guest wrote to the module's"
+        );
+    }
+    for window in [WINDOW, second] {
+        let result;
+        (vcpu, result) = copy(vcpu, 1, buffer, window, PAGE)?;
+        check_eq!(result, 0, "copy after it");
+        check!(
+            guest_page(&rig.vm, buffer) == pattern(6),
+            "wrong data after it"
+        );
+    }
+    check!(good.is_empty(), "the gate says that it copied: {good:?}");
+    Ok(())
 }
 
 /// A view that does not exist, or a function that does not: an invalid opcode, and nothing else.

@@ -15,10 +15,10 @@ mod rig;
 mod windows;
 
 use clap::Parser;
-use std::path::PathBuf;
-use std::process::ExitCode;
-use zeroshift_tests::ktap::{skip, Ktap, Outcome};
-use zeroshift_tests::vmm;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use zeroshift_tests::ktap::{skip, Ktap, Outcome, Stop};
+use zeroshift_tests::{vmfunc, vmm};
 
 /// Tests views and windows of /dev/vmfunc
 #[derive(Parser)]
@@ -29,6 +29,9 @@ struct Arguments {
     /// Run only tests whose names contain this
     #[arg(long, default_value = "")]
     only: String,
+    /// Run just this test, in this process
+    #[arg(long, hide = true)]
+    test: Option<String>,
     /// Be the VMM that a test kills, and stay at this step
     #[arg(long, value_enum, hide = true)]
     victim: Option<killed::Step>,
@@ -42,7 +45,7 @@ enum Test {
     /// The module.
     Module(fn() -> Outcome),
     /// The module, and its file.
-    Unload(fn(&std::path::Path) -> Outcome),
+    Unload(fn(&Path) -> Outcome),
 }
 
 const TESTS: &[(&str, Test)] = &[
@@ -72,6 +75,7 @@ const TESTS: &[(&str, Test)] = &[
     ("removed_window", Test::Module(windows::removed_window)),
     ("two_views", Test::Module(windows::two_views)),
     ("default_view", Test::Module(faults::default_view)),
+    ("no_way", Test::Module(faults::no_way)),
     ("bad_index", Test::Module(faults::bad_index)),
     ("fetch_in_view", Test::Module(faults::fetch_in_view)),
     ("ring3", Test::Module(faults::ring3)),
@@ -95,27 +99,72 @@ fn main() -> ExitCode {
         return killed::victim(step);
     }
     let all = if rig::is_nested() { REFUSED } else { TESTS };
+    if let Some(name) = &arguments.test {
+        let test = all.iter().find(|(n, _)| n == name);
+        return report(test.map_or_else(
+            || Err(Stop::Fail(format!("there is no test {name}"))),
+            |(_, test)| run(*test, arguments.module.as_deref()),
+        ));
+    }
     let tests = all.iter().filter(|(n, _)| n.contains(&arguments.only));
     let mut ktap = Ktap::new(tests.clone().count());
     if rig::is_nested() {
         println!("# kvm_intel.nested=1: all other tests need nested=0");
     }
-    let obstacle = vmm::obstacle();
-    for (name, test) in tests {
-        ktap.test(name, || {
-            if let Some(why) = &obstacle {
-                return skip(why);
-            }
-            match test {
-                Test::Guest(test) => test(),
-                _ if !zeroshift_tests::vmfunc::exists() => skip("there is no /dev/vmfunc"),
-                Test::Module(test) => test(),
-                Test::Unload(test) => match &arguments.module {
-                    None => skip("--module was not given"),
-                    Some(path) => test(path),
-                },
-            }
-        });
+    for (name, _) in tests {
+        ktap.test(name, || in_child(name, arguments.module.as_deref()));
     }
     ExitCode::from(ktap.finish())
+}
+
+/// Runs a test in a process of its own: KVM lets go of a VM for good when its process ends.
+fn in_child(name: &str, module: Option<&Path>) -> Outcome {
+    let mut child = Command::new(std::env::current_exe()?);
+    child.args(["--test", name]);
+    if let Some(module) = module {
+        child.arg("--module").arg(module);
+    }
+    let child = child.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let ended = child.wait_with_output()?;
+    let why = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
+    match ended.status.code() {
+        Some(0) => Ok(()),
+        Some(SKIPPED) => skip(why),
+        Some(_) => Err(Stop::Fail(why)),
+        None => Err(Stop::Fail(format!("{}: {why}", ended.status))),
+    }
+}
+
+/// Exit code of a test that cannot run here.
+const SKIPPED: i32 = 4;
+
+/// Tells the parent, by standard error and the exit code, what came out.
+fn report(outcome: Outcome) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stop::Skip(why)) => {
+            eprintln!("{why}");
+            // CAST: 4.
+            ExitCode::from(SKIPPED as u8)
+        }
+        Err(Stop::Fail(why)) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(test: Test, module: Option<&Path>) -> Outcome {
+    if let Some(why) = vmm::obstacle() {
+        return skip(why);
+    }
+    match test {
+        Test::Guest(test) => test(),
+        _ if !vmfunc::exists() => skip("there is no /dev/vmfunc"),
+        Test::Module(test) => test(),
+        Test::Unload(test) => match module {
+            None => skip("--module was not given"),
+            Some(path) => test(path),
+        },
+    }
 }
