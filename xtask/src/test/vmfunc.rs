@@ -12,19 +12,46 @@ use crate::rig::bochs::{Bochs, Model};
 use crate::rig::console::Job;
 use crate::rig::image::Overlay;
 use crate::session::Session;
+use crate::userspace;
 
-/// What protected windows will stand on, and that our modules load there.
+/// The tests of views, after `before`, with the program's `arguments`. What a VM had goes a moment after the
+/// process that had it, so the module may be in use a little longer.
+fn views(before: &str, arguments: &str) -> String {
+    format!(
+        "{{ {before} && insmod /zs/vmfunc_view.ko; }} || exit 1
+vmfunc-views {arguments}
+code=$?
+n=0
+until rmmod vmfunc_view; do
+  n=$((n + 1))
+  [ $n -lt 100 ] || exit 1
+  sleep 0.1
+done
+exit $code"
+    )
+}
+
+/// Loads KVM's module again, as ours wants it.
+const NOT_NESTED: &str = "rmmod kvm_intel && insmod /zs/modules/kvm_intel.ko nested=0";
+
+/// What protected windows stand on, that our modules load there, and the windows.
 pub(super) fn bochs(session: &Session, results: &mut Results) -> Result<()> {
+    let programs = userspace::build(session)?;
+    let modules = session.modules(Kind::Stock)?;
     let transcript = Bochs {
         name: "bochs",
         kernel: session.kernel(Kind::Stock)?,
         model: Model::SkylakeX,
         modules: &["kvm_intel", "msr"],
         overlay: Overlay::new()
-            .file("/zs/migdirty.ko", session.modules(Kind::Stock)?.path("migdirty")?)
+            .file("/zs/migdirty.ko", modules.path("migdirty")?)
+            .file("/zs/vmfunc_view.ko", modules.path("vmfunc_view")?)
+            .file("/zs/bin/vmfunc-views", &programs.path("vmfunc-views"))
             .job("vmx", &[0x48b, 0x491].map(read_msr).join("\n"))
             .job("kvm", "set -e; test -c /dev/kvm; for p in ept nested; do echo $p $(cat /sys/module/kvm_intel/parameters/$p); done")
-            .job("migdirty", "set -e; insmod /zs/migdirty.ko; test -c /dev/migdirty; rmmod migdirty"),
+            .job("migdirty", "set -e; insmod /zs/migdirty.ko; test -c /dev/migdirty; rmmod migdirty")
+            .job("nested", &views("true", ""))
+            .job("views", &views(NOT_NESTED, "--module /zs/vmfunc_view.ko")),
         limit: Duration::from_secs(900),
     }
     .run(session.place()?)?;
@@ -41,6 +68,9 @@ pub(super) fn bochs(session: &Session, results: &mut Results) -> Result<()> {
         "migdirty loads without a card",
         succeeded(&transcript, "migdirty").map(drop),
     );
+    for job in ["nested", "views"] {
+        results.ktap(&transcript, job);
+    }
     Ok(())
 }
 
