@@ -27,6 +27,7 @@ use crate::{
             EPT_MISCONFIGURATION, EPT_VIOLATION, FETCH,
         },
     },
+    uapi,
     vm::{Vm, VIEWS},
 };
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -278,13 +279,21 @@ pub(crate) fn exit(vm: &Vm, vcpu: &Vcpu<'_>, vmcs: &Current) {
         return;
     };
     let mut pending = LOOK;
-    // KVM's tables allow the fetch, so for it there is nothing to mend: it would enter the view
-    // again, for ever.
     if reason == EPT_VIOLATION
-        && vmcs.read(Field::ExitQualification) & FETCH != 0
         && vmcs.read(Field::EptPointer) != prepared.mirror.load(Relaxed)
+        && (vmcs.read(Field::ExitQualification) & FETCH != 0 || is_private(vm, vmcs))
     {
+        // KVM's tables allow the fetch, so for it there is nothing to mend: it would enter the view
+        // again, for ever. And where no window is, it emulates what the default view has at RIP, a
+        // NOP of the gate: in the view the guest would go on in mid-instruction, and take the copy
+        // for done. In the default view it aborts.
         pending |= BOUNCE;
     }
     prepared.pending.store(pending, Relaxed);
+}
+
+/// Whether what the guest reached for is in the private slot.
+fn is_private(vm: &Vm, vmcs: &Current) -> bool {
+    let index = vmcs.read(Field::GuestPhysicalAddress) / uapi::SLOT_SIZE;
+    usize::try_from(index).is_ok_and(|index| index == vm.slot())
 }

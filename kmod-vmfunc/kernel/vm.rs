@@ -263,7 +263,7 @@ impl Vm {
         }
         // A probe that missed it has ended then, and its vCPU says that it is armed.
         registry::wait_for_probes();
-        if self.is_unarmed() {
+        if self.is_unarmed() || self.kvm.is_only_ours() {
             work::enqueue(self);
         }
     }

@@ -13,10 +13,11 @@ use crate::command;
 use crate::kernel::{self, Tree};
 
 /// The modules that this checkout builds: folder and object, each after those whose symbols it needs.
-const MODULES: [(&str, &str); 3] = [
+const MODULES: [(&str, &str); 4] = [
     ("kmod-migdirty", "migdirty.ko"),
     ("vfio-variant", "zeroshift_vfio_pci.ko"),
     ("kmod-vmfunc", "vmfunc_view.ko"),
+    ("kmod-vmfunc", "gate_map_test.ko"),
 ];
 
 /// Built modules of one kernel.

@@ -38,6 +38,7 @@ void zs_probes_unregister(void *entry, void *exit);
 struct kvm *zs_kvm_get(int fd, int *error, const char **why);
 void zs_kvm_put(struct kvm *kvm);
 u32 zs_kvm_vcpus(struct kvm *kvm);
+bool zs_kvm_is_only_ours(struct kvm *kvm);
 void zs_invept_everywhere(void);
 struct workqueue_struct *zs_vmfunc_workqueue(void);
 struct zs_mm_watch *zs_mm_watch(struct kvm *kvm, void (*ended)(void *), void *context);
@@ -184,6 +185,12 @@ u32 zs_kvm_vcpus(struct kvm *kvm)
 	return atomic_read(&kvm->online_vcpus);
 }
 
+/* Every file of the VM and of its vCPUs holds a reference, so nobody can run one any more. */
+bool zs_kvm_is_only_ours(struct kvm *kvm)
+{
+	return refcount_read(&kvm->users_count) == 1;
+}
+
 static void zs_invept_here(void *unused)
 {
 	struct { u64 eptp, reserved; } nothing = {};
@@ -265,7 +272,8 @@ int zs_pin(unsigned long address, unsigned long count, struct page **pages)
 	if (got > 0)
 		unpin_user_pages(pages, got);
 	account_locked_vm(current->mm, count, false);
-	return got < 0 ? got : -EFAULT;
+	/* Also for a range that ends beyond the last address, -EOVERFLOW. */
+	return got == -ENOMEM ? got : -EFAULT;
 }
 
 void zs_unpin(struct page **pages, unsigned long count, struct mm_struct *mm)

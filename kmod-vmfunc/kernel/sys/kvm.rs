@@ -26,6 +26,7 @@ extern "C" {
     fn zs_kvm_get(fd: c_int, error: *mut c_int, why: *mut *const c_char) -> *mut c_void;
     fn zs_kvm_put(kvm: *mut c_void);
     fn zs_kvm_vcpus(kvm: *mut c_void) -> u32;
+    fn zs_kvm_is_only_ours(kvm: *mut c_void) -> bool;
     fn zs_invept_everywhere();
 }
 
@@ -108,6 +109,14 @@ impl Kvm {
         // SAFETY: we have a reference.
         // CAST: widens.
         unsafe { zs_kvm_vcpus(self.0.as_ptr()) as usize }
+    }
+}
+
+impl Kvm {
+    /// Whether nobody but us has it, so that none of its vCPUs can run any more.
+    pub(crate) fn is_only_ours(&self) -> bool {
+        // SAFETY: we have a reference.
+        unsafe { zs_kvm_is_only_ours(self.0.as_ptr()) }
     }
 }
 
