@@ -16,8 +16,8 @@ use crate::{
         VMFUNC_VIEW_DESTROY, VMFUNC_WINDOW_ADD, VMFUNC_WINDOW_OWNED, VMFUNC_WINDOW_REMOVE,
         VMFUNC_WINDOW_WRITE,
     },
-    vm::{pages, Vm},
     view::{Backing, Window},
+    vm::{pages, Vm},
 };
 use core::{mem::size_of, sync::atomic::Ordering::Relaxed};
 use kernel::{

@@ -223,12 +223,7 @@ impl Prepared {
 }
 
 /// [`Prepared::copy`] for one top.
-fn copy_top(
-    vm: &Vm,
-    view: usize,
-    top: &Table,
-    kvm: &[AtomicU64; ENTRIES],
-) -> bool {
+fn copy_top(vm: &Vm, view: usize, top: &Table, kvm: &[AtomicU64; ENTRIES]) -> bool {
     let mut changed = false;
     for (index, (ours, theirs)) in top.entries().iter().zip(kvm).enumerate() {
         let theirs = theirs.load(Relaxed);

@@ -89,7 +89,11 @@ impl View {
             self.middle.push((first, table), GFP_KERNEL)?;
             self.slot.set(first, entry);
         }
-        if !self.last.iter().any(|(indexes, _)| *indexes == [first, second]) {
+        if !self
+            .last
+            .iter()
+            .any(|(indexes, _)| *indexes == [first, second])
+        {
             let table = Table::new()?;
             let entry = ept::table(table.physical());
             self.last.push(([first, second], table), GFP_KERNEL)?;
@@ -114,7 +118,9 @@ impl View {
 
     /// Whether a window of this view has a page of `place`.
     pub(crate) fn is_taken(&self, place: &Place) -> bool {
-        self.windows.iter().any(|window| window.place.overlaps(place))
+        self.windows
+            .iter()
+            .any(|window| window.place.overlaps(place))
     }
 
     /// Opens a window. On an error nothing of it is to be seen.

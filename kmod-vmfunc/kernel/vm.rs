@@ -264,8 +264,23 @@ impl Vm {
         // A probe that missed it has ended then, and its vCPU says that it is armed.
         registry::wait_for_probes();
         if self.is_unarmed() || self.kvm.is_only_ours() {
-            work::enqueue(self);
+            Self::finish(&self);
         }
+        // When the process ends, its address space did so before its files: what that began is over
+        // with it.
+        work::flush(&self.work);
+    }
+
+    /// No vCPU enters with anything of ours any more. Once.
+    fn finish(this: &Arc<Self>) {
+        let Some(life) = this.inner.lock().life.take() else {
+            return;
+        };
+        let known = registry::remove(this);
+        // Pages that served as tables of ours may be anything in a moment.
+        invept_everywhere();
+        drop(known);
+        drop(life);
     }
 
     fn is_unarmed(&self) -> bool {
@@ -295,16 +310,8 @@ impl Mourner for Vm {
 impl WorkItem for Vm {
     type Pointer = Arc<Self>;
 
-    /// No vCPU enters with anything of ours any more.
     fn run(this: Arc<Self>) {
-        let Some(life) = this.inner.lock().life.take() else {
-            return;
-        };
-        let known = registry::remove(&this);
-        // Pages that served as tables of ours may be anything in a moment.
-        invept_everywhere();
-        drop(known);
-        drop(life);
+        Self::finish(&this);
     }
 }
 

@@ -79,7 +79,10 @@ mod tests {
         let bits = |bits: &[u32]| bits.iter().map(|bit| 1u64 << bit).sum::<u64>();
         let common = [4, 5, 6, 8, 9, 63];
         let page = 0x0000_0012_3456_7000;
-        assert_eq!(leaf(page, Page::ReadOnly), page | bits(&common) | bits(&[0]));
+        assert_eq!(
+            leaf(page, Page::ReadOnly),
+            page | bits(&common) | bits(&[0])
+        );
         assert_eq!(
             leaf(page, Page::ReadWrite),
             page | bits(&common) | bits(&[0, 1])

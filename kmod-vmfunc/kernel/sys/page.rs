@@ -74,10 +74,7 @@ impl Table {
 ///
 /// There is a table of 512 entries at the physical address `table`, in the direct map, and it stays
 /// while `look` runs.
-pub(crate) unsafe fn with_table<R>(
-    table: u64,
-    look: impl FnOnce(&[AtomicU64; ENTRIES]) -> R,
-) -> R {
+pub(crate) unsafe fn with_table<R>(table: u64, look: impl FnOnce(&[AtomicU64; ENTRIES]) -> R) -> R {
     // SAFETY: the caller's promise. KVM changes entries as 8 bytes at once.
     look(unsafe { &*zs_physical_address(table).cast::<[AtomicU64; ENTRIES]>() })
 }

@@ -9,7 +9,7 @@ use core::{
 use kernel::{
     bindings,
     prelude::*,
-    workqueue::{Queue, RawWorkItem},
+    workqueue::{Queue, RawWorkItem, Work},
 };
 
 extern "C" {
@@ -60,4 +60,10 @@ where
     // SAFETY: not null, so it is the module's, which outlives everything that enqueues (`new`).
     let queue = unsafe { Queue::from_raw(queue) };
     let _ = queue.enqueue(work);
+}
+
+/// Waits until `work` neither waits nor runs. Not from within it. Sleeps.
+pub(crate) fn flush<T: ?Sized, const ID: u64>(work: &Work<T, ID>) {
+    // SAFETY: a live `Work` holds an initialised work item.
+    unsafe { bindings::flush_work(Work::raw_get(work)) };
 }

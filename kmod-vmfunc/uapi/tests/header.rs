@@ -3,12 +3,12 @@
 //! Holds `vmfunc.h` and `lib.rs` together: a C program prints what the C compiler makes of the
 //! header, and every number must be Rust's.
 
-use vmfunc_uapi::*;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::mem::{offset_of, size_of};
 use std::path::Path;
 use std::process::Command;
+use vmfunc_uapi::*;
 
 /// Name in the header, C expression, Rust value.
 type Row = (String, String, u64);

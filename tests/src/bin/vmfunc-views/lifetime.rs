@@ -129,3 +129,17 @@ pub(crate) fn rmmod_after_close(path: &Path) -> Outcome {
     check_rounds(&vm, 0, 3)?;
     Ok(())
 }
+
+/// The VM is closed, then the file, and the process goes on: nothing of the attachment stays.
+pub(crate) fn vm_ends(path: &Path) -> Outcome {
+    let (Rig { vm, vmfunc }, vcpu) = Rig::small()?;
+    let memory = vmfunc.add_owned(1, OFFSET, PAGE)?;
+    let (vcpu, _) = Rounds::new(1, 3).start(0, vcpu)?.wait_for_halt()?;
+    check_rounds(&vm, 0, 3)?;
+    drop(memory);
+    drop((vm, vcpu));
+    drop(vmfunc);
+    check_eq!(module::unload(MODULE), Ok(()), "rmmod");
+    module::load(path, "")?;
+    Ok(())
+}

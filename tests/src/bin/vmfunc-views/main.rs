@@ -87,6 +87,7 @@ const TESTS: &[(&str, Test)] = &[
         "rmmod_after_close",
         Test::Unload(lifetime::rmmod_after_close),
     ),
+    ("vm_ends", Test::Unload(lifetime::vm_ends)),
     ("killed", Test::Unload(killed::killed)),
 ];
 
