@@ -10,10 +10,12 @@
 //!
 //! From the outside in; a lock is never taken while one below it is held.
 //!
-//! 1. `Open::vm` (mutex): which VM a file has. Held over attaching;
-//! 2. `Vm::inner` (mutex): views, windows, tables. Held over INVEPT on all CPUs and a grace period
+//! 1. `Open::attaching` (mutex): held over attaching;
+//! 2. the `mmap_lock` of an address space: held by the callers of `mmap`, taken to watch one and to
+//!    pin memory and let go of it. So windows are dropped, and watches too, with no lock held;
+//! 3. `Vm::inner` (mutex): views, windows, tables. Held over INVEPT on all CPUs and a grace period
 //!    of RCU; never over a copy from or to the caller, nor while anything waits for a vCPU;
-//! 3. `registry::WRITERS` (mutex): the lists of attached VMs, for those who change them.
+//! 4. `registry::WRITERS` (mutex): the lists of attached VMs, for those who change them.
 //!
 //! Probes run with interrupts off and take no lock. What they read of a VM is atomic or never
 //! changes; what they write of a vCPU belongs to the thread that runs it (`vcpu.rs`). Taking

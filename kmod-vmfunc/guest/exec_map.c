@@ -53,6 +53,7 @@ void *zs_exec_map(struct page *page)
 
 void zs_exec_unmap(void *address)
 {
-	/* Clears the entry and flushes all CPUs, as for any mapping. */
 	vunmap(address);
+	/* vunmap() clears the entry, and flushes when it likes. */
+	on_each_cpu(zs_forget_here, address, 1);
 }

@@ -21,11 +21,11 @@ use crate::{
 };
 use core::{mem::size_of, sync::atomic::Ordering::Relaxed};
 use kernel::{
-    mm::virt::VmaNew,
+    mm::virt::{flags, VmaNew},
     new_mutex,
     page::Page,
     prelude::*,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, SetOnce},
     transmute::{AsBytes, FromBytes},
     uaccess::{UserPtr, UserSlice},
 };
@@ -41,21 +41,24 @@ pub(crate) struct Chardev;
 /// An open file.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Open {
+    /// Who attaches. An mmap does not take it, because attaching takes `mmap_lock`.
     #[pin]
-    vm: Mutex<Option<Arc<Vm>>>,
+    attaching: Mutex<()>,
+    /// Never changes again.
+    vm: SetOnce<Arc<Vm>>,
 }
 
 impl Open {
-    fn vm(&self) -> Result<Arc<Vm>> {
-        self.vm.lock().clone().ok_or_else(errno::not_attached)
+    fn vm(&self) -> Result<&Arc<Vm>> {
+        self.vm.as_ref().ok_or_else(errno::not_attached)
     }
 }
 
 #[pinned_drop]
 impl PinnedDrop for Open {
     fn drop(self: Pin<&mut Self>) {
-        if let Some(vm) = self.vm.lock().take() {
-            vm.leave();
+        if let Some(vm) = self.vm.as_ref() {
+            vm.clone().leave();
         }
     }
 }
@@ -66,24 +69,32 @@ impl FileOperations for Chardev {
     type File = Pin<KBox<Open>>;
 
     fn open() -> Result<Self::File> {
-        KBox::pin_init(pin_init!(Open { vm <- new_mutex!(None) }), GFP_KERNEL)
+        let open = pin_init!(Open {
+            attaching <- new_mutex!(()),
+            vm: SetOnce::new(),
+        });
+        KBox::pin_init(open, GFP_KERNEL)
     }
 
     fn ioctl(file: Pin<&Open>, cmd: u32, arg: usize) -> Result<isize> {
         let arg = UserPtr::from_addr(arg);
         match cmd {
             VMFUNC_ATTACH => call(arg, |question| attach(&file, question)),
-            VMFUNC_VIEW_CREATE => call(arg, |question| view_create(&*file.vm()?, question)),
-            VMFUNC_VIEW_DESTROY => call(arg, |question| view_destroy(&*file.vm()?, question)),
-            VMFUNC_WINDOW_ADD => call(arg, |question| window_add(&*file.vm()?, question)),
-            VMFUNC_WINDOW_REMOVE => call(arg, |question| window_remove(&*file.vm()?, question)),
-            VMFUNC_GET_VCPU => call(arg, |question| get_vcpu(&*file.vm()?, question)),
+            VMFUNC_VIEW_CREATE => call(arg, |question| view_create(file.vm()?, question)),
+            VMFUNC_VIEW_DESTROY => call(arg, |question| view_destroy(file.vm()?, question)),
+            VMFUNC_WINDOW_ADD => call(arg, |question| window_add(file.vm()?, question)),
+            VMFUNC_WINDOW_REMOVE => call(arg, |question| window_remove(file.vm()?, question)),
+            VMFUNC_GET_VCPU => call(arg, |question| get_vcpu(file.vm()?, question)),
             _ => Err(ENOTTY),
         }
     }
 
     fn mmap(file: Pin<&Open>, vma: &VmaNew, offset: u64) -> Result {
         let vm = file.vm()?;
+        // A private copy of the gate or of a window is neither.
+        if vma.flags() & flags::SHARED == 0 {
+            return Err(EINVAL);
+        }
         if offset == 0 {
             if vma.writable() {
                 return Err(EACCES);
@@ -162,13 +173,15 @@ fn attach(file: &Open, question: VmfuncAttach) -> Result<VmfuncAttach> {
         return Err(EINVAL);
     }
     let index = usize::try_from(index).map_err(|_| EINVAL)?;
-    let mut place = file.vm.lock();
-    if place.is_some() {
+    let attaching = file.attaching.lock();
+    if file.vm.as_ref().is_some() {
         return Err(EBUSY);
     }
     let vm = Vm::attach(question.vm_fd, index)?;
     let vcpus = u32::try_from(vm.prepared()).map_err(|_| EINVAL)?;
-    *place = Some(vm);
+    // Nobody else attaches, so it is empty.
+    file.vm.populate(vm);
+    drop(attaching);
     Ok(VmfuncAttach { vcpus, ..question })
 }
 

@@ -27,11 +27,16 @@ use crate::{
             EPT_MISCONFIGURATION, EPT_VIOLATION, FETCH,
         },
     },
-    uapi,
     vm::{Vm, VIEWS},
 };
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use kernel::{prelude::*, sync::SetOnce};
+use core::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
+use kernel::{
+    prelude::*,
+    sync::{ArcBorrow, SetOnce},
+};
 
 /// [`Prepared::pending`]: KVM may have changed its top table.
 const LOOK: u32 = 1 << 0;
@@ -114,19 +119,31 @@ impl Prepared {
 
     /// Whether its VMCS leads to memory of ours. True is stored before the first entry with it.
     pub(crate) fn is_armed(&self) -> bool {
-        self.armed.load(Relaxed)
+        // With the store in `disarm` in one order that all agree on: of several vCPUs that are
+        // disarmed at once, the last one sees that it is.
+        self.armed.load(SeqCst)
+    }
+
+    /// The view whose top `eptp` points to.
+    fn view_of(&self, eptp: Eptp) -> Option<usize> {
+        let is_it =
+            |top: &SetOnce<Table>| top.as_ref().is_some_and(|t| t.physical() == eptp.root());
+        self.tops.iter().position(is_it)
     }
 
     /// Whether `eptp` points to one of its tops.
     fn is_ours(&self, eptp: Eptp) -> bool {
-        let tops = self.tops.iter().filter_map(SetOnce::as_ref);
+        self.is_mirror(eptp) || self.view_of(eptp).is_some()
+    }
+
+    /// Whether `eptp` is the default view.
+    fn is_mirror(&self, eptp: Eptp) -> bool {
         eptp.0 == self.mirror.load(Relaxed)
-            || tops.into_iter().any(|top| top.physical() == eptp.root())
     }
 
     /// Copies KVM's top entries to where they changed, and writes the list. True when something
     /// changed that a processor may have cached.
-    fn copy(&self, vm: &Vm, root: Eptp) -> bool {
+    fn copy(&self, vm: ArcBorrow<'_, Vm>, root: Eptp) -> bool {
         let mut changed = false;
         // SAFETY: KVM has loaded this root for this vCPU and drops it only on this thread, which is
         // about to enter the guest with it.
@@ -159,7 +176,7 @@ impl Prepared {
     /// What [`entry`] does when something may have changed. False when the vCPU cannot have views
     /// now.
     #[cold]
-    fn look(&self, vm: &Vm, vcpu: &Vcpu<'_>, vmcs: &Current, eptp: Eptp) -> bool {
+    fn look(&self, vm: ArcBorrow<'_, Vm>, vcpu: &Vcpu<'_>, vmcs: &Current, eptp: Eptp) -> bool {
         let loaded = !self.is_ours(eptp);
         if loaded {
             if !eptp.has_four_levels() {
@@ -183,8 +200,12 @@ impl Prepared {
         if loaded || changed || stale {
             self.flush(root, vmcs);
         }
+        // An index is used again: who is still inside shall not find himself in another view.
+        let ended = self
+            .view_of(eptp)
+            .is_some_and(|view| view != 0 && !vm.has_view(view));
         if let (true, Some(Some(mirror))) = (
-            loaded || pending & BOUNCE != 0,
+            loaded || ended || pending & BOUNCE != 0,
             self.tops.first().map(SetOnce::as_ref),
         ) {
             let mirror = root.with_root(mirror.physical()).0;
@@ -200,7 +221,7 @@ impl Prepared {
     /// Lets the guest use VMFUNC.
     #[cold]
     fn arm(&self, vmcs: &Current, controls: u64) {
-        self.armed.store(true, Relaxed);
+        self.armed.store(true, SeqCst);
         vmcs.write(Field::VmFunctionControl, EPTP_SWITCHING);
         vmcs.write(Field::EptpListAddress, self.list.physical());
         vmcs.write(Field::SecondaryControls, controls | ENABLE_VM_FUNCTIONS);
@@ -208,7 +229,7 @@ impl Prepared {
     }
 
     /// Lets it no more, and gives KVM's root back.
-    fn disarm(&self, vm: &Vm, vmcs: &Current) {
+    fn disarm(&self, vm: ArcBorrow<'_, Vm>, vmcs: &Current) {
         if !self.is_armed() {
             return;
         }
@@ -217,13 +238,13 @@ impl Prepared {
         if self.is_ours(Eptp(vmcs.read(Field::EptPointer))) {
             vmcs.write(Field::EptPointer, self.root.load(Relaxed));
         }
-        self.armed.store(false, Relaxed);
+        self.armed.store(false, SeqCst);
         vm.disarmed();
     }
 }
 
 /// [`Prepared::copy`] for one top.
-fn copy_top(vm: &Vm, view: usize, top: &Table, kvm: &[AtomicU64; ENTRIES]) -> bool {
+fn copy_top(vm: ArcBorrow<'_, Vm>, view: usize, top: &Table, kvm: &[AtomicU64; ENTRIES]) -> bool {
     let mut changed = false;
     for (index, (ours, theirs)) in top.entries().iter().zip(kvm).enumerate() {
         let theirs = theirs.load(Relaxed);
@@ -241,7 +262,7 @@ fn copy_top(vm: &Vm, view: usize, top: &Table, kvm: &[AtomicU64; ENTRIES]) -> bo
 }
 
 /// The vCPU is about to enter the guest.
-pub(crate) fn entry(vm: &Vm, vcpu: &Vcpu<'_>, vmcs: &Current) {
+pub(crate) fn entry(vm: ArcBorrow<'_, Vm>, vcpu: &Vcpu<'_>, vmcs: &Current) {
     let Some(prepared) = vm.vcpu(vcpu.index()) else {
         return;
     };
@@ -250,10 +271,18 @@ pub(crate) fn entry(vm: &Vm, vcpu: &Vcpu<'_>, vmcs: &Current) {
         return;
     }
     let eptp = Eptp(vmcs.read(Field::EptPointer));
-    let quiet = prepared.pending.load(Relaxed) == 0
+    let ours = prepared.is_ours(eptp);
+    // KVM emulates by what the default view has at RIP, and that is a NOP of the gate: in the view
+    // the guest would go on in mid-instruction, and take its copy for done. In the default view it
+    // aborts.
+    if ours && !prepared.is_mirror(eptp) && vcpu.was_moved() {
+        let pending = prepared.pending.load(Relaxed);
+        prepared.pending.store(pending | BOUNCE, Relaxed);
+    }
+    let quiet = ours
+        && prepared.pending.load(Relaxed) == 0
         && prepared.generation.load(Relaxed) == vm.generation()
-        && prepared.flushes.load(Relaxed) == vcpu.flushes()
-        && prepared.is_ours(eptp);
+        && prepared.flushes.load(Relaxed) == vcpu.flushes();
     if !quiet && !prepared.look(vm, vcpu, vmcs, eptp) {
         return;
     }
@@ -265,7 +294,7 @@ pub(crate) fn entry(vm: &Vm, vcpu: &Vcpu<'_>, vmcs: &Current) {
 }
 
 /// The vCPU has left the guest.
-pub(crate) fn exit(vm: &Vm, vcpu: &Vcpu<'_>, vmcs: &Current) {
+pub(crate) fn exit(vm: ArcBorrow<'_, Vm>, vcpu: &Vcpu<'_>, vmcs: &Current) {
     let reason = vmcs.read(Field::ExitReason) & BASIC_REASON;
     if reason != EPT_VIOLATION && reason != EPT_MISCONFIGURATION {
         return;
@@ -273,22 +302,17 @@ pub(crate) fn exit(vm: &Vm, vcpu: &Vcpu<'_>, vmcs: &Current) {
     let Some(prepared) = vm.vcpu(vcpu.index()) else {
         return;
     };
+    // In SMM KVM has a root of its own.
+    if !prepared.is_armed() {
+        return;
+    }
     let mut pending = LOOK;
-    if reason == EPT_VIOLATION
-        && vmcs.read(Field::EptPointer) != prepared.mirror.load(Relaxed)
-        && (vmcs.read(Field::ExitQualification) & FETCH != 0 || is_private(vm, vmcs))
+    // KVM's tables allow the fetch, so for it there is nothing to mend: it would enter the view
+    // again, for ever. What it takes for MMIO it emulates, see `entry`.
+    if (reason == EPT_MISCONFIGURATION || vmcs.read(Field::ExitQualification) & FETCH != 0)
+        && !prepared.is_mirror(Eptp(vmcs.read(Field::EptPointer)))
     {
-        // KVM's tables allow the fetch, so for it there is nothing to mend: it would enter the view
-        // again, for ever. And where no window is, it emulates what the default view has at RIP, a
-        // NOP of the gate: in the view the guest would go on in mid-instruction, and take the copy
-        // for done. In the default view it aborts.
         pending |= BOUNCE;
     }
     prepared.pending.store(pending, Relaxed);
-}
-
-/// Whether what the guest reached for is in the private slot.
-fn is_private(vm: &Vm, vmcs: &Current) -> bool {
-    let index = vmcs.read(Field::GuestPhysicalAddress) / uapi::SLOT_SIZE;
-    usize::try_from(index).is_ok_and(|index| index == vm.slot())
 }

@@ -16,11 +16,17 @@ use crate::{
         mm::Pinned,
         page::{physical, Table},
     },
+    uapi,
 };
 use core::sync::atomic::Ordering::Relaxed;
 use kernel::{page::Page, prelude::*};
 
-/// Memory behind a window.
+/// The most windows of a view.
+// CAST: 1024.
+const MAX_WINDOWS: usize = uapi::MAX_WINDOWS as usize;
+
+/// Memory behind a window. Dropping it takes the `mmap_lock` of who pinned it, so not under a lock
+/// that an mmap of ours takes.
 pub(crate) enum Backing {
     /// The caller's, pinned. Only to be read: what a guest writes by a window is in no dirty log.
     Pinned(Pinned),
@@ -116,16 +122,21 @@ impl View {
         old != 0 && old != leaf
     }
 
-    /// Whether a window of this view has a page of `place`.
-    pub(crate) fn is_taken(&self, place: &Place) -> bool {
-        self.windows
+    /// Opens the window, which is taken from its place. On an error it stays there, and nothing of it
+    /// is to be seen. EEXIST it overlaps another one, ENOSPC there are too many.
+    pub(crate) fn add(&mut self, given: &mut Option<Window>) -> Result {
+        let window = given.as_ref().ok_or(EINVAL)?;
+        let (place, kind) = (window.place, window.kind());
+        if self
+            .windows
             .iter()
-            .any(|window| window.place.overlaps(place))
-    }
-
-    /// Opens a window. On an error nothing of it is to be seen.
-    pub(crate) fn add(&mut self, window: Window) -> Result {
-        let place = window.place;
+            .any(|other| other.place.overlaps(&place))
+        {
+            return Err(EEXIST);
+        }
+        if self.windows.len() >= MAX_WINDOWS {
+            return Err(ENOSPC);
+        }
         let last = place.first.saturating_add(place.count);
         let mut number = place.first;
         while number < last {
@@ -134,7 +145,6 @@ impl View {
             number = (number | (ENTRIES as u64 - 1)).saturating_add(1);
         }
         self.windows.reserve(1, GFP_KERNEL)?;
-        let kind = window.kind();
         let mut replaced = false;
         let mut put = |(number, page)| replaced |= self.set(number, ept::leaf(page, kind));
         let numbers = place.first..last;
@@ -142,7 +152,10 @@ impl View {
             Backing::Pinned(pages) => numbers.zip(pages.physical()).for_each(&mut put),
             Backing::Owned(pages) => numbers.zip(pages.iter().map(physical)).for_each(&mut put),
         }
-        self.windows.push(window, GFP_KERNEL)?;
+        if let Some(window) = given.take() {
+            // There is room.
+            self.windows.push(window, GFP_KERNEL)?;
+        }
         // What was there before, the scratch page, may be cached.
         if replaced {
             invept_everywhere();
@@ -151,29 +164,26 @@ impl View {
     }
 
     /// Closes the window at page `first`: its pages become the scratch page, and no CPU knows them
-    /// when this returns. It never waits for a vCPU.
-    pub(crate) fn remove(&mut self, first: u64, scratch: &Page) -> Result {
+    /// when this returns. It never waits for a vCPU. What it gives is to be dropped without locks.
+    pub(crate) fn remove(&mut self, first: u64, scratch: &Page) -> Result<Window> {
         let found = self.windows.iter().position(|w| w.place.first == first);
         let at = found.ok_or(ENOENT)?;
         if let Some(window) = self.windows.get(at) {
             self.hide(window, scratch);
         }
         invept_everywhere();
-        // Only now its memory goes.
-        drop(self.windows.remove(at).map_err(|_| ENOENT)?);
-        Ok(())
+        self.windows.remove(at).map_err(|_| ENOENT)
     }
 
     /// The same with all of them.
-    pub(crate) fn clear(&mut self, scratch: &Page) {
-        if self.windows.is_empty() {
-            return;
-        }
+    pub(crate) fn clear(&mut self, scratch: &Page) -> KVec<Window> {
         for window in &self.windows {
             self.hide(window, scratch);
         }
-        invept_everywhere();
-        self.windows.clear();
+        if !self.windows.is_empty() {
+            invept_everywhere();
+        }
+        core::mem::take(&mut self.windows)
     }
 
     fn hide(&self, window: &Window, scratch: &Page) {

@@ -25,7 +25,7 @@ use kernel::{
     impl_has_work, new_mutex, new_work,
     page::Page,
     prelude::*,
-    sync::{Arc, Mutex},
+    sync::{Arc, ArcBorrow, Mutex},
     workqueue::{Work, WorkItem},
 };
 
@@ -62,8 +62,11 @@ pub(crate) struct Vm {
     live: AtomicU64,
     /// Moves with each change that the lists of the vCPUs have to follow.
     generation: AtomicU64,
-    /// The file is closed: vCPUs are disarmed one by one, as they come.
+    /// The file is closed, or the address space has ended: vCPUs are disarmed one by one, as they
+    /// come.
     leaving: AtomicBool,
+    /// Every probe has seen that: none arms a vCPU any more.
+    settled: AtomicBool,
     gate: gate::Faces,
     scratch: Page,
     #[pin]
@@ -97,6 +100,7 @@ impl Vm {
                 live: AtomicU64::new(0),
                 generation: AtomicU64::new(1),
                 leaving: AtomicBool::new(false),
+                settled: AtomicBool::new(false),
                 gate,
                 scratch,
                 inner <- new_mutex!(Inner {
@@ -107,22 +111,24 @@ impl Vm {
             }),
             GFP_KERNEL,
         )?;
-        registry::insert(vm.clone())?;
-        match Watch::new(&vm.kvm, vm.clone()) {
-            Ok(watch) => {
-                vm.inner.lock().life = Some(Life {
-                    _watch: watch,
-                    _module: module,
-                });
-                Ok(vm)
-            }
-            Err(error) => {
-                // No view yet, so no probe has left anything of ours anywhere but the mirror's
-                // pointer; and whoever could run the VM has ended.
-                drop(registry::remove(&vm));
-                Err(error)
-            }
+        // Everything that can fail comes before probes may find the VM: once a vCPU is armed, only
+        // its own next entry can take that back.
+        let life = Life {
+            _watch: Watch::new(&vm.kvm, vm.clone())?,
+            _module: module,
+        };
+        vm.inner.lock().life = Some(life);
+        if let Err(error) = registry::insert(vm.clone()) {
+            vm.let_go();
+            return Err(error);
         }
+        if vm.is_leaving() {
+            // The address space has ended meanwhile, perhaps before there was anything to take out.
+            drop(registry::remove(&vm));
+            vm.let_go();
+            return Err(ESRCH);
+        }
+        Ok(vm)
     }
 
     /// The address of its structure in KVM, as a name.
@@ -205,18 +211,22 @@ impl Vm {
     }
 
     /// Ends a view and its windows. A vCPU that is inside has the scratch page instead, and the
-    /// default view when it has left it.
+    /// default view from its next entry on.
     pub(crate) fn destroy_view(&self, index: usize) -> Result {
         let mut inner = self.inner.lock();
         let view = live_view(&mut inner.views, index)?;
         view.live = false;
-        view.clear(&self.scratch);
+        let windows = view.clear(&self.scratch);
         self.set_live(index, false);
         // Probes that saw it alive may still write it into lists.
         registry::wait_for_probes();
         for vcpu in &self.vcpus {
             vcpu.forget(index);
         }
+        // Takes every vCPU out of the guest, and so by its probe.
+        invept_everywhere();
+        drop(inner);
+        drop(windows);
         Ok(())
     }
 
@@ -226,17 +236,21 @@ impl Vm {
         if self.is_leaving() {
             return Err(errno::not_attached());
         }
-        let view = live_view(&mut inner.views, index)?;
-        if view.is_taken(&window.place) {
-            return Err(EEXIST);
-        }
-        view.add(window)
+        // Not to be dropped under the lock.
+        let mut window = Some(window);
+        let result = live_view(&mut inner.views, index).and_then(|view| view.add(&mut window));
+        drop(inner);
+        drop(window);
+        result
     }
 
     /// Closes the window at page `first` of the slot.
     pub(crate) fn remove_window(&self, index: usize, first: u64) -> Result {
         let mut inner = self.inner.lock();
-        live_view(&mut inner.views, index)?.remove(first, &self.scratch)
+        let view = live_view(&mut inner.views, index)?;
+        let window = view.remove(first, &self.scratch);
+        drop(inner);
+        window.map(drop)
     }
 
     /// Shows the pages of the window of ours at `place` to `look`.
@@ -254,15 +268,18 @@ impl Vm {
     /// The file is closed. Windows close at once; the rest goes when no vCPU can enter with it.
     pub(crate) fn leave(self: Arc<Self>) {
         self.leaving.store(true, SeqCst);
-        {
+        for index in 1..VIEWS {
             let mut inner = self.inner.lock();
-            for view in inner.views.iter_mut().flatten() {
+            let view = inner.views.get_mut(index).and_then(Option::as_mut);
+            let windows = view.map(|view| {
                 view.live = false;
-                view.clear(&self.scratch);
-            }
+                view.clear(&self.scratch)
+            });
+            drop(inner);
+            drop(windows);
         }
-        // A probe that missed it has ended then, and its vCPU says that it is armed.
         registry::wait_for_probes();
+        self.settled.store(true, SeqCst);
         if self.is_unarmed() || self.kvm.is_only_ours() {
             Self::finish(&self);
         }
@@ -271,15 +288,22 @@ impl Vm {
         work::flush(&self.work);
     }
 
-    /// No vCPU enters with anything of ours any more. Once.
+    /// No vCPU enters with anything of ours any more.
     fn finish(this: &Arc<Self>) {
-        let Some(life) = this.inner.lock().life.take() else {
+        if this.inner.lock().life.is_none() {
             return;
-        };
+        }
         let known = registry::remove(this);
         // Pages that served as tables of ours may be anything in a moment.
         invept_everywhere();
         drop(known);
+        this.let_go();
+    }
+
+    /// Gives back what it has for as long as probes may find it.
+    fn let_go(&self) {
+        let life = self.inner.lock().life.take();
+        // Waits for the watch, so not under the lock.
         drop(life);
     }
 
@@ -288,9 +312,9 @@ impl Vm {
     }
 
     /// A vCPU was disarmed; in its probe.
-    pub(crate) fn disarmed(&self) {
-        if self.is_leaving() && self.is_unarmed() {
-            registry::enqueue(self);
+    pub(crate) fn disarmed(self: ArcBorrow<'_, Self>) {
+        if self.settled.load(SeqCst) && self.is_unarmed() {
+            work::enqueue::<Arc<Self>, 0>(self.into());
         }
     }
 }

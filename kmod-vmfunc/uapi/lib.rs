@@ -27,6 +27,9 @@ pub const SLOT_SIZE: u64 = 512 << 30;
 /// The largest index of a view. Index 0 is the default view.
 pub const MAX_VIEWS: u32 = 63;
 
+/// Most windows of one view.
+pub const MAX_WINDOWS: u32 = 1024;
+
 /// Most bytes of one window.
 pub const MAX_WINDOW: u64 = 64 << 20;
 
@@ -54,8 +57,8 @@ pub const VMFUNC_VIEW_CREATE: u32 = iowr::<VmfuncView>(0x41);
 /// Ends a view; its windows end with it. ENOENT there is none.
 pub const VMFUNC_VIEW_DESTROY: u32 = iowr::<VmfuncView>(0x42);
 
-/// Opens a window in a view. ENOENT no such view, EEXIST it overlaps another, EFAULT bad memory,
-/// ENOMEM, also beyond the limit of locked memory.
+/// Opens a window in a view. ENOENT no such view, EEXIST it overlaps another, ENOSPC there are
+/// [`MAX_WINDOWS`], EFAULT bad memory, ENOMEM, also beyond the limit of locked memory.
 pub const VMFUNC_WINDOW_ADD: u32 = iowr::<VmfuncWindow>(0x43);
 
 /// Closes the window that begins at `offset`. When this returns, no processor of the guest reads or

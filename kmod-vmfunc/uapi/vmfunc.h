@@ -15,6 +15,8 @@
 #define VMFUNC_SLOT_SIZE	(512ULL << 30)
 /* The largest index of a view. Index 0 is the default view. */
 #define VMFUNC_MAX_VIEWS	63
+/* Most windows of one view. */
+#define VMFUNC_MAX_WINDOWS	1024
 /* Most bytes of one window. */
 #define VMFUNC_MAX_WINDOW	(64ULL << 20)
 /* Offset of the first window in the slot. */

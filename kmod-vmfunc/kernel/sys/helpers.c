@@ -14,6 +14,7 @@
 #include <linux/tracepoint.h>
 #include <linux/workqueue.h>
 #include <asm/asm.h>
+#include <asm/hypervisor.h>
 #include <asm/msr.h>
 
 #include "zs_helpers.h"
@@ -33,6 +34,7 @@ struct kvm *zs_vcpu_kvm(struct kvm_vcpu *vcpu);
 u32 zs_vcpu_index(struct kvm_vcpu *vcpu);
 bool zs_vcpu_is_elsewhere(struct kvm_vcpu *vcpu);
 u64 zs_vcpu_flushes(struct kvm_vcpu *vcpu);
+bool zs_vcpu_was_moved(struct kvm_vcpu *vcpu);
 int zs_probes_register(void *entry, void *exit);
 void zs_probes_unregister(void *entry, void *exit);
 struct kvm *zs_kvm_get(int fd, int *error, const char **why);
@@ -75,6 +77,12 @@ bool zs_vcpu_is_elsewhere(struct kvm_vcpu *vcpu)
 u64 zs_vcpu_flushes(struct kvm_vcpu *vcpu)
 {
 	return vcpu->stat.tlb_flush;
+}
+
+/* KVM has written RIP since the exit: it emulated or skipped an instruction, or was told to. */
+bool zs_vcpu_was_moved(struct kvm_vcpu *vcpu)
+{
+	return test_bit(VCPU_REG_RIP, vcpu->arch.regs_dirty);
 }
 
 int zs_probes_register(void *entry, void *exit)
@@ -147,15 +155,20 @@ struct kvm *zs_kvm_get(int fd, int *error, const char **why)
 		goto out;
 	*error = -EOPNOTSUPP;
 	if (!owner || strcmp(owner->name, "kvm_intel")) {
-		*why = "the VM is not one of the module kvm_intel: only Intel processors have VMFUNC";
+		*why = "the VM is not one of the module kvm_intel (another processor, or KVM is built into the kernel)";
 		goto out;
 	}
 	kvm = file->private_data;
 	if (zs_parameter(owner, "nested", true)) {
 		*why = "kvm_intel lets guests use VMX, and then a VMFUNC exit of a guest warns in the host: load it with nested=0";
 		kvm = NULL;
-	} else if (zs_parameter(owner, "enlightened_vmcs", false)) {
-		*why = "kvm_intel runs on Hyper-V with its enlightened VMCS: load it with enlightened_vmcs=0";
+	} else if (hypervisor_is_type(X86_HYPER_MS_HYPERV)) {
+		/* Enlightened VMCS, and remote flushes of KVM's own tables only. */
+		*why = "this host is a guest of Hyper-V, by which KVM flushes its own tables only: use another host";
+		kvm = NULL;
+	} else if (!kvm->arch.tdp_mmu_roots.next) {
+		/* Its shadow MMU frees tables below a root that stays. Set by kvm_mmu_init_tdp_mmu(). */
+		*why = "kvm runs without the TDP MMU: load it with tdp_mmu=1";
 		kvm = NULL;
 	} else if (!zs_has_vmfunc()) {
 		*why = "this processor has no EPTP switching (VMFUNC leaf 0), or the hypervisor below hides it";
@@ -196,8 +209,9 @@ static void zs_invept_here(void *unused)
 	struct { u64 eptp, reserved; } nothing = {};
 
 	/*
-	 * All contexts. #UD: this CPU is not in VMX operation, so nothing of ours can be cached
-	 * (VMXON and VMXOFF drop it), for example because it is going offline.
+	 * All contexts. #UD: this CPU is not in VMX operation, for example because it is going offline.
+	 * What it has cached it does not use before KVM brings it back, and then KVM flushes all
+	 * contexts (vmx_enable_virtualization_cpu).
 	 */
 	asm volatile("1: invept %0, %1\n"
 		     "2:\n"
@@ -226,7 +240,10 @@ static const struct mmu_notifier_ops zs_mm_operations = {
 	.release = zs_mm_release,
 };
 
-/* Calls ended() when the address space that may run the VM's vCPUs ends, once, in process context. */
+/*
+ * Calls ended() when the address space that may run the VM's vCPUs ends, or the watch is given up
+ * before (mmu_notifier_unregister). Process context.
+ */
 struct zs_mm_watch *zs_mm_watch(struct kvm *kvm, void (*ended)(void *), void *context)
 {
 	struct zs_mm_watch *watch = kzalloc(sizeof(*watch), GFP_KERNEL);

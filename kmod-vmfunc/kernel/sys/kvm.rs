@@ -23,6 +23,7 @@ extern "C" {
     fn zs_vcpu_index(vcpu: *const KvmVcpu) -> u32;
     fn zs_vcpu_is_elsewhere(vcpu: *const KvmVcpu) -> bool;
     fn zs_vcpu_flushes(vcpu: *const KvmVcpu) -> u64;
+    fn zs_vcpu_was_moved(vcpu: *const KvmVcpu) -> bool;
     fn zs_kvm_get(fd: c_int, error: *mut c_int, why: *mut *const c_char) -> *mut c_void;
     fn zs_kvm_put(kvm: *mut c_void);
     fn zs_kvm_vcpus(kvm: *mut c_void) -> u32;
@@ -59,6 +60,12 @@ impl<'a> Vcpu<'a> {
     pub(crate) fn is_elsewhere(&self) -> bool {
         // SAFETY: live by `new`; changed by this thread only, as it holds the vCPU.
         unsafe { zs_vcpu_is_elsewhere(self.0) }
+    }
+
+    /// Whether KVM has written RIP since the last exit.
+    pub(crate) fn was_moved(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { zs_vcpu_was_moved(self.0) }
     }
 
     /// A number that moves with each flush of this vCPU's translations by KVM.

@@ -30,7 +30,8 @@ extern "C" {
 
 /// Wants to know when the address space ends that alone may run a VM.
 pub(crate) trait Mourner: Send + Sync + 'static {
-    /// It ended: no vCPU enters the guest any more. Process context, must not wait for the watch.
+    /// It ended: no vCPU enters the guest any more. Also when the watch is given up. Process context,
+    /// must not wait for the watch.
     fn ended(self: Arc<Self>);
 }
 

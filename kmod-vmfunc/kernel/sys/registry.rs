@@ -7,11 +7,14 @@
 
 use crate::vm::Vm;
 use core::{
-    mem::ManuallyDrop,
     ptr,
     sync::atomic::{AtomicPtr, Ordering},
 };
-use kernel::{bindings, prelude::*, sync::Arc};
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::{Arc, ArcBorrow},
+};
 
 /// Heads of the lists. A power of two.
 const BUCKETS: usize = 64;
@@ -42,11 +45,12 @@ fn head(name: usize) -> &'static AtomicPtr<Vm> {
 
 /// Calls `found` with the VM of this name, when it is attached. Interrupts are off.
 #[inline]
-pub(crate) fn with(name: usize, found: impl FnOnce(&Vm)) {
+pub(crate) fn with(name: usize, found: impl FnOnce(ArcBorrow<'_, Vm>)) {
     let mut at = head(name).load(Ordering::Acquire);
-    // SAFETY: what is in a list lives at least until a grace period after it was taken out, and this
-    // reader ends before that.
-    while let Some(vm) = unsafe { at.as_ref() } {
+    while !at.is_null() {
+        // SAFETY: from `into_raw` in `insert`. What is in a list keeps its count at least until a
+        // grace period after it was taken out, and this reader ends before that.
+        let vm = unsafe { ArcBorrow::from_raw(at) };
         if vm.name() == name {
             return found(vm);
         }
@@ -98,12 +102,4 @@ pub(crate) fn remove(vm: &Vm) -> Option<Arc<Vm>> {
 pub(crate) fn wait_for_probes() {
     // SAFETY: no preconditions but the context.
     unsafe { bindings::synchronize_rcu() }
-}
-
-/// Runs the work of a VM that a probe has found.
-pub(crate) fn enqueue(vm: &Vm) {
-    // SAFETY: found in a list, so it came from `into_raw`, and the list keeps the count as long as
-    // a probe runs.
-    let listed = ManuallyDrop::new(unsafe { Arc::from_raw(ptr::from_ref(vm)) });
-    super::work::enqueue::<Arc<Vm>, 0>((*listed).clone());
 }

@@ -13,8 +13,6 @@ use core::{arch::asm, marker::PhantomData};
 pub(crate) enum Field {
     /// EPT pointer. VMFUNC writes it.
     EptPointer = 0x201a,
-    /// Guest-physical address of an EPT violation.
-    GuestPhysicalAddress = 0x2400,
     /// VM-function controls.
     VmFunctionControl = 0x2018,
     /// EPTP-list address.

@@ -74,6 +74,7 @@ fn header_and_rust_say_the_same() {
         "VMFUNC_SLOT_SIZE" = SLOT_SIZE;
         "VMFUNC_MAX_VIEWS" = MAX_VIEWS;
         "VMFUNC_MAX_WINDOW" = MAX_WINDOW;
+        "VMFUNC_MAX_WINDOWS" = MAX_WINDOWS;
         "VMFUNC_FIRST_WINDOW" = FIRST_WINDOW;
     });
     rows.extend(constants);

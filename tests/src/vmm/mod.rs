@@ -36,7 +36,7 @@ pub const ABORTED: u32 = 1;
 /// pages: what is at an offset from [`GATE`] with large pages is there at the same offset.
 pub const SMALL: u64 = 1 << 40;
 
-/// Guest-physical address where tests may put memory of their own.
+/// Guest-physical and guest-virtual address where tests may put memory of their own.
 pub const SPARE: u64 = 1 << 30;
 
 /// Bits of a guest-physical address that the processor must have.
@@ -124,6 +124,12 @@ impl Vm {
     /// Shows memory to the guest at [`SPARE`].
     pub fn set_spare(&self, memory: &Arc<Memory>) -> Result<()> {
         self.machine.set_slot(SPARE_SLOT, SPARE, memory, 0)
+    }
+
+    /// The same so that what the guest writes there is for the VMM to answer, as to a ROM.
+    pub fn set_spare_read_only(&self, memory: &Arc<Memory>) -> Result<()> {
+        self.machine
+            .set_slot(SPARE_SLOT, SPARE, memory, KVM_MEM_READONLY)
     }
 
     /// Takes it away.

@@ -4,7 +4,7 @@
 //! volume 3, chapters 4 "Paging", 3.4.5 "Segment Descriptors", 6.14 and 7.7 for 64-bit mode).
 
 use super::code::{self, USER};
-use super::{GATE, RAM_SIZE, SMALL, USER_CODE, USER_DATA};
+use super::{GATE, RAM_SIZE, SMALL, SPARE, USER_CODE, USER_DATA};
 use crate::vfio::memory::Memory;
 use kvm_bindings::{kvm_dtable, kvm_segment, kvm_sregs};
 
@@ -88,6 +88,9 @@ pub(super) fn fill(ram: &Memory) {
     for i in 0..512 {
         link(table(8), i, (GATE + LARGE + i * PAGE) | kernel);
     }
+    // What tests put there, or nothing.
+    link(table(1), SPARE >> 30 & 511, table(11) | kernel);
+    link(table(11), 0, SPARE | kernel | LEAF);
     // RAM for ring 3.
     link(table(0), top(USER), table(9) | user);
     link(table(9), 0, table(10) | user);

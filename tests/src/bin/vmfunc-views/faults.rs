@@ -7,7 +7,7 @@ use crate::rig::{
 };
 use zeroshift_tests::ktap::Outcome;
 use zeroshift_tests::vfio::memory::Memory;
-use zeroshift_tests::vmm::{Count, Program, Stop, Vcpu, Vm, NOTHING, RING3_PORT};
+use zeroshift_tests::vmm::{Count, Program, Stop, Vcpu, Vm, NOTHING, RING3_PORT, SPARE};
 use zeroshift_tests::{check, check_eq};
 
 /// In the default view there is nothing where the window is, before and after it was used.
@@ -62,9 +62,17 @@ pub(crate) fn no_way() -> Outcome {
         (second, buffer),
         (nowhere, buffer),
         (buffer, nowhere),
+        // Outside of the private slot: nothing, then read-only memory.
+        (SPARE, buffer),
+        (buffer, SPARE),
+        (SPARE + PAGE as u64, buffer),
     ];
+    let rom = std::sync::Arc::new(Memory::new(2 * PAGE)?);
     let mut good = Vec::new();
     for (to, from) in bad {
+        if to == SPARE + PAGE as u64 {
+            rig.vm.set_spare_read_only(&rom)?;
+        }
         let running = vcpu.start(Program::Copy, |r| {
             (r.rdi, r.rsi, r.rcx, r.r8) = (to, from, BYTES, 1);
         })?;
@@ -223,5 +231,6 @@ pub(crate) fn nmis() -> Outcome {
     println!("# {COUNT} NMIs in {rounds} rounds: {bounces} bounces, {aborts} aborts");
     check!(aborts <= COUNT, "{aborts} aborts");
     check!(bounces <= COUNT, "{bounces} bounces");
+    check!(bounces > 0, "no NMI met the guest in a view");
     Ok(())
 }

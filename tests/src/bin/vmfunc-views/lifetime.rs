@@ -49,9 +49,14 @@ pub(crate) fn memslots() -> Outcome {
     for i in 0..2 {
         check_rounds(&rig.vm, i, 2 * TIMES)?;
         let aborts = rig.vm.count(i, Count::Aborts);
-        println!(
-            "# vCPU {i}: {:?}, {aborts} aborts",
-            rig.vmfunc.counters(i as u32)?
+        let counters = rig.vmfunc.counters(i as u32)?;
+        println!("# vCPU {i}: {counters:?}, {aborts} aborts");
+        // The default view and a view.
+        check!(
+            counters.invepts >= 2 * counters.loads,
+            "vCPU {i}: {} flushes for {} roots",
+            counters.invepts,
+            counters.loads
         );
     }
     for (i, (before, after)) in before.into_iter().zip(after).enumerate() {
