@@ -31,7 +31,7 @@ pub(crate) fn guest_reads_nothing() -> Outcome {
         .wait_for_halt()?;
     check!(end.registers.rax != 0, "there is no code at {user:#x}");
     // Not mapped in the guest's tables, and it has no handler for that.
-    let (_, end) = vcpu.start(Program::Load, |r| r.rdi = SPARE)?.wait()?;
+    let (_, end) = vcpu.start(Program::Load, |r| r.rdi = 2 * SPARE)?.wait()?;
     check!(matches!(end.stop, Stop::Other(_)), "{end:x?}");
 
     let (_vm, mut vcpus) = Vm::new(1)?;
