@@ -112,6 +112,12 @@ impl Guest {
         }
     }
 
+    /// Rounds of the program `name` since it began to move.
+    pub(crate) fn rounds_since(&self, name: &str) -> u64 {
+        let workload = self.workloads.get(name);
+        workload.map_or(0, |w| w.rounds - w.marks[0].unwrap_or(w.rounds))
+    }
+
     /// It has moved.
     pub(crate) fn moved(&mut self) {
         for workload in self.workloads.values_mut() {

@@ -56,7 +56,7 @@ impl Run<'_> {
         self.switch_capability("pause-before-switchover", how.at_stop())?;
         let bandwidth = if how.at_stop() { 0 } else { BANDWIDTH };
         self.send(bandwidth)?;
-        let reached = self.follow(|state| match how.at_stop() {
+        let reached = self.follow(|_, state| match how.at_stop() {
             true => status(state) == "pre-switchover",
             // Setting up is over, and memory is on its way.
             false => {
@@ -79,7 +79,7 @@ impl Run<'_> {
                 self.source()?.execute("migrate-continue", state)?;
             }
         }
-        let last = self.follow(|_| false)?;
+        let last = self.follow(|_, _| false)?;
         ensure!(
             status(&last) == how.outcome(),
             "{name} ended as {last}; {}",

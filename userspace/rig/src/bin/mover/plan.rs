@@ -19,6 +19,9 @@ use crate::Arguments;
 /// How often the migration is asked how far it is, beside at every pass over memory.
 const LOOK: Duration = Duration::from_millis(250);
 
+/// Bytes a second at which memory is copied until every program of the guest has done a round: slow enough for that.
+const SLOW: u64 = 4 << 20;
+
 /// Passes over memory after which the guest may stand still for longer: it writes faster than this machine copies.
 const PATIENCE: u64 = 6;
 /// What it may then, in ms.
@@ -229,7 +232,7 @@ impl<'a> Run<'a> {
             Err(e) if e.is::<Refused>() => format!("{e:#}"),
             Err(e) => return Err(e),
             Ok(()) => {
-                let last = self.follow(|_| false)?;
+                let last = self.follow(|_, _| false)?;
                 ensure!(
                     status(&last) != "completed",
                     "the migration completed, although it had to fail with {text:?}"
@@ -274,8 +277,20 @@ impl<'a> Run<'a> {
         // What it did until now does not count as done during the move.
         self.drain()?;
         self.guest.moves();
-        self.send(0)?;
-        let last = self.follow(|_| false)?;
+        if self.arguments.paused {
+            self.send(0)?;
+        } else {
+            self.send(SLOW)?;
+            self.follow(|run, state| {
+                let mut names = run.arguments.workloads.iter().map(|(name, _)| name);
+                status(state) == "active" && names.all(|name| run.guest.rounds_since(name) > 0)
+            })?;
+            self.phase("full speed");
+            let parameters = json!({"max-bandwidth": 0});
+            self.source()?
+                .execute("migrate-set-parameters", parameters)?;
+        }
+        let last = self.follow(|_, _| false)?;
         if status(&last) != "completed" {
             bail!("the migration did not complete: {last}; {}", self.words());
         }
@@ -380,7 +395,7 @@ impl<'a> Run<'a> {
     }
 
     /// Follows the migration to its end, whichever it is, or to where `enough` is true of it.
-    pub(crate) fn follow(&mut self, enough: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub(crate) fn follow(&mut self, enough: impl Fn(&Self, &Value) -> bool) -> Result<Value> {
         let end = Instant::now() + self.arguments.limit();
         let mut said = Value::Null;
         let mut patient = true;
@@ -396,7 +411,7 @@ impl<'a> Run<'a> {
                 self.events.say("progress", line);
             }
             let over = matches!(status(&state), "completed" | "failed" | "cancelled");
-            if over || enough(&state) {
+            if over || enough(self, &state) {
                 return Ok(state);
             }
             let passes = state
