@@ -131,7 +131,7 @@ struct Migdirty {
     device: common::misc_device::Registration<chardev::Chardev>,
     #[pin]
     driver: driver::Registration<common::pci_driver::Adapter<pci::Driver>>,
-    work: sys::work::WorkQueue,
+    work: common::work::WorkQueue,
     registry: registry::Registry,
 }
 
@@ -145,7 +145,7 @@ impl kernel::InPlaceModule for Migdirty {
             // SAFETY: module init runs once, and the users are registered below.
             registry: unsafe { sys::init_registry() },
             // SAFETY: as above; dropped behind the users.
-            work: unsafe { sys::work::WorkQueue::new() }?,
+            work: unsafe { common::work::WorkQueue::new(c"migdirty") }?,
             driver <- driver::Registration::new(<Self as kernel::ModuleMetadata>::NAME, module),
             // SAFETY: part of the module's structure, which goes at module exit.
             device <- unsafe { common::misc_device::Registration::new(module) },

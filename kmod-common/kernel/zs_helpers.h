@@ -12,6 +12,7 @@
 #include <linux/pci.h>
 #include <linux/spinlock.h>
 #include <linux/stddef.h>
+#include <linux/workqueue.h>
 #include <asm/barrier.h>
 
 /* One size or offset as the C compiler has it; layout.rs holds Rust's numbers against them. */
@@ -34,6 +35,7 @@ void zs_dma_rmb(void);
 unsigned int zs_pci_domain(struct pci_dev *pdev);
 struct pci_dev *zs_pci_physical_function(struct pci_dev *pdev);
 bool zs_pci_is_added(struct pci_dev *pdev);
+struct workqueue_struct *zs_workqueue(const char *name);
 
 unsigned long zs_spin_lock_irqsave(spinlock_t *lock)
 {
@@ -81,6 +83,11 @@ struct pci_dev *zs_pci_physical_function(struct pci_dev *pdev)
 bool zs_pci_is_added(struct pci_dev *pdev)
 {
 	return device_is_registered(&pdev->dev);
+}
+
+struct workqueue_struct *zs_workqueue(const char *name)
+{
+	return alloc_workqueue("%s", WQ_UNBOUND, 0, name);
 }
 
 #endif /* ZS_HELPERS_H */

@@ -6,7 +6,7 @@
 //! in is outside data. Must never hold a lock over a copy from or to the caller.
 
 use crate::{
-    common::{misc_device::FileOperations, pci_driver::Address},
+    common::{argument, misc_device::FileOperations, pci_driver::Address},
     function::Function,
     registry, tools,
     uapi::{
@@ -15,11 +15,9 @@ use crate::{
         MIGDIRTY_RESUME, MIGDIRTY_SAVE,
     },
 };
-use core::mem::size_of;
 use kernel::{
     prelude::*,
     transmute::{AsBytes, FromBytes},
-    uaccess::{UserPtr, UserSlice},
 };
 
 /// The device.
@@ -35,7 +33,6 @@ impl FileOperations for Chardev {
     }
 
     fn ioctl((): (), cmd: u32, arg: usize) -> Result<isize> {
-        let arg = UserPtr::from_addr(arg);
         match cmd {
             MIGDIRTY_GET_CARD => call(arg, get_card),
             MIGDIRTY_GET_FUNCTION => call(arg, tools::describe),
@@ -52,43 +49,13 @@ impl FileOperations for Chardev {
     }
 }
 
-/// Reads an argument, lets `perform` answer it, and writes the answer. `perform` sees no `argsz`, and
-/// may give an error besides an answer. An argument that is refused is left as it was.
+/// As [`argument::call`]. A log forgets what it hands out, so it matters that nothing is done whose
+/// answer nobody can get.
 fn call<T: AsBytes + FromBytes>(
-    arg: UserPtr,
+    arg: usize,
     perform: impl FnOnce(T) -> Result<(T, Result)>,
 ) -> Result<isize> {
-    let argsz: u32 = UserSlice::new(arg, size_of::<u32>()).reader().read()?;
-    if argsz > MAX_ARGSZ {
-        return Err(E2BIG);
-    }
-    // CAST: widens.
-    let argsz = argsz as usize;
-    // Every structure is of its first version.
-    if argsz < size_of::<T>() {
-        return Err(EINVAL);
-    }
-    // The second read of `argsz` may find another value; only the first one counts.
-    let question: T = UserSlice::new(arg, size_of::<T>()).reader().read()?;
-    // A log forgets what it hands out, so there must be no call whose answer nobody can get. What is
-    // written here is what stands there.
-    UserSlice::new(arg, size_of::<T>())
-        .writer()
-        .write(&question)?;
-    let (answer, result) = perform(question)?;
-
-    // CAST: every structure is far smaller than 4 GiB.
-    let known = size_of::<T>() as u32;
-    let mut writer = UserSlice::new(arg, argsz).writer();
-    writer.write(&known)?;
-    let rest = answer.as_bytes().get(size_of::<u32>()..).unwrap_or(&[]);
-    writer.write_slice(rest)?;
-    let zeroes = [0u8; 64];
-    while !writer.is_empty() {
-        let part = writer.len().min(zeroes.len());
-        writer.write_slice(zeroes.get(..part).unwrap_or(&[]))?;
-    }
-    result.map(|()| 0)
+    argument::call(arg, MAX_ARGSZ, perform)
 }
 
 fn get_card(question: MigdirtyCard) -> Result<(MigdirtyCard, Result)> {

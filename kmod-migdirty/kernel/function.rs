@@ -9,12 +9,11 @@
 use crate::{
     abi::operation,
     card::Card,
-    common::pci_driver::Address,
+    common::{pci_driver::Address, work},
     dirty::Dirty,
     operations::Protocol,
     registry,
     sys::backend::{FrontEnd, QueuedRequest},
-    sys::work,
     uapi::{
         MigdirtyFunctionInfo, MIGDIRTY_FUNCTION_LIVE, MIGDIRTY_FUNCTION_LOGGING,
         MIGDIRTY_FUNCTION_LOG_LOST, MIGDIRTY_FUNCTION_OWNED_BY_TOOL,

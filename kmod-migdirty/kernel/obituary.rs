@@ -5,7 +5,10 @@
 //! A queue has one, and sends it once, in interrupt context or with a lock held; it arrives in
 //! process context. Whoever unbinds a card tells them itself and does not wait for this.
 
-use crate::{common::pci_driver::Address, registry, sys::work};
+use crate::{
+    common::{pci_driver::Address, work},
+    registry,
+};
 use kernel::{
     impl_has_work, new_work,
     prelude::*,

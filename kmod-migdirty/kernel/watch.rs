@@ -7,7 +7,7 @@
 //! said to a card is said as soon as it listens. So while a function may be suspended, or waits for
 //! its card, the card is looked at each second: one read of a register. Otherwise nothing runs here.
 
-use crate::{card::Card, function::Function, sys::work};
+use crate::{card::Card, common::work, function::Function};
 use core::cell::Cell;
 use kernel::{
     impl_has_work,

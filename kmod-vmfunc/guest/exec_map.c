@@ -54,6 +54,6 @@ void *zs_exec_map(struct page *page)
 void zs_exec_unmap(void *address)
 {
 	vunmap(address);
-	/* vunmap() clears the entry, and flushes when it likes. */
-	on_each_cpu(zs_forget_here, address, 1);
+	/* vunmap() clears the entry, and flushes when it likes; this does it, of all address spaces. */
+	vm_unmap_aliases();
 }

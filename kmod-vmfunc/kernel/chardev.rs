@@ -6,20 +6,22 @@
 //! over a copy from or to the caller.
 
 use crate::{
-    common::misc_device::FileOperations,
+    common::{argument, misc_device::FileOperations},
     errno,
     logic::place::{Bad, Place, PAGE},
-    sys::{mm::Pinned, page::zeroed},
+    sys::{eventfd::Eventfd, mm::Pinned, page::zeroed},
     uapi::{
-        VmfuncAttach, VmfuncVcpu, VmfuncView, VmfuncWindow, FIRST_WINDOW, MAX_ARGSZ, MAX_WINDOW,
-        SLOT_SIZE, VMFUNC_ATTACH, VMFUNC_GET_VCPU, VMFUNC_VCPU_ARMED, VMFUNC_VIEW_CREATE,
-        VMFUNC_VIEW_DESTROY, VMFUNC_WINDOW_ADD, VMFUNC_WINDOW_OWNED, VMFUNC_WINDOW_REMOVE,
+        VmfuncAttach, VmfuncEventfd, VmfuncQuery, VmfuncVcpu, VmfuncView, VmfuncWindow,
+        FIRST_WINDOW, MAX_ARGSZ, MAX_VIEWS, MAX_WINDOW, MAX_WINDOWS, SLOT_SIZE, VMFUNC_ATTACH,
+        VMFUNC_GET_VCPU, VMFUNC_GET_WINDOW, VMFUNC_QUERY, VMFUNC_QUERY_ENDED, VMFUNC_SET_EVENTFD,
+        VMFUNC_VCPU_ARMED, VMFUNC_VCPU_UNABLE, VMFUNC_VIEW_CREATE, VMFUNC_VIEW_DESTROY,
+        VMFUNC_WINDOW_ADD, VMFUNC_WINDOW_FILE, VMFUNC_WINDOW_OWNED, VMFUNC_WINDOW_REMOVE,
         VMFUNC_WINDOW_WRITE,
     },
-    view::{Backing, Window},
+    view::{Backing, Told, Window},
     vm::{pages, Vm},
 };
-use core::{mem::size_of, sync::atomic::Ordering::Relaxed};
+use core::sync::atomic::Ordering::Relaxed;
 use kernel::{
     mm::virt::{flags, VmaNew},
     new_mutex,
@@ -27,7 +29,6 @@ use kernel::{
     prelude::*,
     sync::{Arc, Mutex, SetOnce},
     transmute::{AsBytes, FromBytes},
-    uaccess::{UserPtr, UserSlice},
 };
 
 /// Entries of the top table that a guest-physical address can lead to.
@@ -77,7 +78,6 @@ impl FileOperations for Chardev {
     }
 
     fn ioctl(file: Pin<&Open>, cmd: u32, arg: usize) -> Result<isize> {
-        let arg = UserPtr::from_addr(arg);
         match cmd {
             VMFUNC_ATTACH => call(arg, |question| attach(&file, question)),
             VMFUNC_VIEW_CREATE => call(arg, |question| view_create(file.vm()?, question)),
@@ -85,14 +85,18 @@ impl FileOperations for Chardev {
             VMFUNC_WINDOW_ADD => call(arg, |question| window_add(file.vm()?, question)),
             VMFUNC_WINDOW_REMOVE => call(arg, |question| window_remove(file.vm()?, question)),
             VMFUNC_GET_VCPU => call(arg, |question| get_vcpu(file.vm()?, question)),
+            VMFUNC_QUERY => call(arg, |question| query(file.vm()?, question)),
+            VMFUNC_SET_EVENTFD => call(arg, |question| set_eventfd(file.vm()?, question)),
+            VMFUNC_GET_WINDOW => call(arg, |question| get_window(file.vm()?, question)),
             _ => Err(ENOTTY),
         }
     }
 
     fn mmap(file: Pin<&Open>, vma: &VmaNew, offset: u64) -> Result {
         let vm = file.vm()?;
-        // A private copy of the gate or of a window is neither.
-        if vma.flags() & flags::SHARED == 0 {
+        // A private copy of the gate or of a window is neither. (SHARED itself is for files that
+        // are open for writing.)
+        if vma.flags() & flags::MAYSHARE == 0 {
             return Err(EINVAL);
         }
         if offset == 0 {
@@ -126,41 +130,9 @@ fn insert(vma: &VmaNew, pages: &[Page]) -> Result {
     Ok(())
 }
 
-/// Reads an argument, lets `perform` answer it, and writes the answer. An argument that is refused is
-/// left as it was.
-fn call<T: AsBytes + FromBytes>(
-    arg: UserPtr,
-    perform: impl FnOnce(T) -> Result<T>,
-) -> Result<isize> {
-    let argsz: u32 = UserSlice::new(arg, size_of::<u32>()).reader().read()?;
-    if argsz > MAX_ARGSZ {
-        return Err(E2BIG);
-    }
-    // CAST: widens.
-    let argsz = argsz as usize;
-    // Every structure is of its first version.
-    if argsz < size_of::<T>() {
-        return Err(EINVAL);
-    }
-    // The second read of `argsz` may find another value; only the first one counts.
-    let question: T = UserSlice::new(arg, size_of::<T>()).reader().read()?;
-    // Nothing is done whose answer nobody can get. What is written here is what stands there.
-    UserSlice::new(arg, size_of::<T>())
-        .writer()
-        .write(&question)?;
-    let answer = perform(question)?;
-    // CAST: every structure is far smaller than 4 GiB.
-    let known = size_of::<T>() as u32;
-    let mut writer = UserSlice::new(arg, argsz).writer();
-    writer.write(&known)?;
-    let rest = answer.as_bytes().get(size_of::<u32>()..).unwrap_or(&[]);
-    writer.write_slice(rest)?;
-    let zeroes = [0u8; 64];
-    while !writer.is_empty() {
-        let part = writer.len().min(zeroes.len());
-        writer.write_slice(zeroes.get(..part).unwrap_or(&[]))?;
-    }
-    Ok(0)
+/// As [`argument::call`], and an error has no answer.
+fn call<T: AsBytes + FromBytes>(arg: usize, perform: impl FnOnce(T) -> Result<T>) -> Result<isize> {
+    argument::call(arg, MAX_ARGSZ, |question| Ok((perform(question)?, Ok(()))))
 }
 
 fn attach(file: &Open, question: VmfuncAttach) -> Result<VmfuncAttach> {
@@ -207,15 +179,32 @@ fn index(view: u32) -> Result<usize> {
     usize::try_from(view).map_err(|_| ENOENT)
 }
 
+/// What is behind a window, by its flags.
+enum Memory {
+    /// At an address of the caller.
+    Caller,
+    /// Of a file.
+    File,
+    /// Made here.
+    Owned,
+}
+
 fn window_add(vm: &Vm, question: VmfuncWindow) -> Result<VmfuncWindow> {
     let flags = question.flags;
-    let owned = flags & VMFUNC_WINDOW_OWNED != 0;
     let writable = flags & VMFUNC_WINDOW_WRITE != 0;
-    if flags & !(VMFUNC_WINDOW_OWNED | VMFUNC_WINDOW_WRITE) != 0 || question.reserved != 0 {
-        return Err(EINVAL);
-    }
     // Peer RAM is only read: a write would miss its dirty log.
-    if (writable && !owned) || (owned && question.address != 0) {
+    let memory = match flags & !VMFUNC_WINDOW_WRITE {
+        0 if !writable => Memory::Caller,
+        VMFUNC_WINDOW_FILE if !writable => Memory::File,
+        VMFUNC_WINDOW_OWNED => Memory::Owned,
+        _ => return Err(EINVAL),
+    };
+    let wrong = match memory {
+        Memory::Caller => question.address % PAGE != 0 || question.fd != 0,
+        Memory::File => question.address % PAGE != 0,
+        Memory::Owned => question.address != 0 || question.fd != 0,
+    };
+    if wrong {
         return Err(EINVAL);
     }
     let place = Place::new(
@@ -229,48 +218,97 @@ fn window_add(vm: &Vm, question: VmfuncWindow) -> Result<VmfuncWindow> {
         Bad::Size | Bad::Place => EINVAL,
     })?;
     let count = pages(&place)?;
-    let backing = match owned {
-        true => {
+    let backing = match memory {
+        Memory::Caller => {
+            let address = usize::try_from(question.address).map_err(|_| EFAULT)?;
+            Backing::Pinned(Pinned::new(address, count)?)
+        }
+        Memory::File => Backing::Pinned(Pinned::of_file(question.fd, question.address, count)?),
+        Memory::Owned => {
             let mut own = KVVec::with_capacity(count, GFP_KERNEL)?;
             for _ in 0..count {
                 own.push(zeroed()?, GFP_KERNEL)?;
             }
             Backing::Owned(own)
         }
-        false => {
-            if question.address % PAGE != 0 {
-                return Err(EINVAL);
-            }
-            let address = usize::try_from(question.address).map_err(|_| EFAULT)?;
-            Backing::Pinned(Pinned::new(address, count)?)
-        }
+    };
+    let address = match memory {
+        // The place was checked: the slot's bits are its own.
+        Memory::Owned => u64::from(question.view) << SLOT_BITS | question.offset,
+        Memory::Caller | Memory::File => question.address,
     };
     let window = Window {
         place,
         backing,
         writable,
+        told: Told { flags, address },
     };
     vm.add_window(index(question.view)?, window)?;
-    let address = match owned {
-        // The place was checked: the slot's bits are its own.
-        true => u64::from(question.view) << SLOT_BITS | question.offset,
-        false => question.address,
-    };
     Ok(VmfuncWindow {
         address,
         ..question
     })
 }
 
+/// The page of the slot at which a window is meant, by a caller who gives nothing else.
+fn first_page(question: &VmfuncWindow) -> Result<u64> {
+    let rest = question.length | question.address | question.offset % PAGE;
+    if question.flags != 0 || question.fd != 0 || rest != 0 {
+        return Err(EINVAL);
+    }
+    Ok(question.offset / PAGE)
+}
+
 fn window_remove(vm: &Vm, question: VmfuncWindow) -> Result<VmfuncWindow> {
-    let rest = question.length | question.address;
-    if question.flags != 0 || question.reserved != 0 || rest != 0 {
+    let first = first_page(&question)?;
+    vm.remove_window(index(question.view)?, first)?;
+    Ok(question)
+}
+
+fn get_window(vm: &Vm, question: VmfuncWindow) -> Result<VmfuncWindow> {
+    let first = first_page(&question)?;
+    let (place, told) = vm.window(index(question.view)?, first)?;
+    Ok(VmfuncWindow {
+        flags: told.flags,
+        // What was counted in pages was given in bytes.
+        offset: place.first.wrapping_mul(PAGE),
+        length: place.count.wrapping_mul(PAGE),
+        address: told.address,
+        ..question
+    })
+}
+
+fn query(vm: &Vm, question: VmfuncQuery) -> Result<VmfuncQuery> {
+    if question.flags != 0 {
         return Err(EINVAL);
     }
-    if question.offset % PAGE != 0 {
+    Ok(VmfuncQuery {
+        argsz: question.argsz,
+        // As long as the file is open, nothing else makes it leave.
+        flags: match vm.is_leaving() {
+            true => VMFUNC_QUERY_ENDED,
+            false => 0,
+        },
+        vcpus: u32::try_from(vm.prepared()).unwrap_or(u32::MAX),
+        windows: u32::try_from(vm.windows()).unwrap_or(u32::MAX),
+        views: vm.views(),
+        // CAST: widens. Below 512 slots.
+        slot: (vm.slot() as u64).wrapping_mul(SLOT_SIZE),
+        max_views: MAX_VIEWS,
+        max_windows: MAX_WINDOWS,
+        first_window: FIRST_WINDOW,
+        max_window: MAX_WINDOW,
+    })
+}
+
+fn set_eventfd(vm: &Vm, question: VmfuncEventfd) -> Result<VmfuncEventfd> {
+    if question.flags != 0 || question.reserved != 0 {
         return Err(EINVAL);
     }
-    vm.remove_window(index(question.view)?, question.offset / PAGE)?;
+    vm.set_event(match question.fd {
+        -1 => None,
+        fd => Some(Eventfd::from_fd(fd)?),
+    });
     Ok(question)
 }
 
@@ -287,12 +325,11 @@ fn get_vcpu(vm: &Vm, question: VmfuncVcpu) -> Result<VmfuncVcpu> {
     }
     let prepared = vm.vcpu(index(vcpu)?).ok_or(ENOENT)?;
     let counters = &prepared.counters;
+    let flag = |is, flag| if is { flag } else { 0 };
     Ok(VmfuncVcpu {
         argsz,
-        flags: match prepared.is_armed() {
-            true => VMFUNC_VCPU_ARMED,
-            false => 0,
-        },
+        flags: flag(prepared.is_armed(), VMFUNC_VCPU_ARMED)
+            | flag(prepared.is_unable(), VMFUNC_VCPU_UNABLE),
         vcpu,
         reserved,
         arms: counters.arms.load(Relaxed),

@@ -2,24 +2,23 @@
 
 //! A view: the tables below its private slot, and the windows in them.
 //!
-//! A page that was once in a window stays present for as long as the VM is attached: what is removed
-//! leads to a scratch page instead. So a vCPU that is still inside meets no violation that KVM could
-//! only answer by emulation.
+//! What is in no window is not present: because there never was one, or because it was taken away
+//! under a vCPU. Whoever reaches for it exits; KVM finds no memory there either, and emulates; that
+//! ends in the default view (`vcpu.rs`), where the gate aborts.
 
 use crate::{
     logic::{
-        ept::{self, Page as Kind, ENTRIES},
+        ept::{self, Page as Kind, EMPTY},
         place::{path, Place},
     },
     sys::{
-        kvm::invept_everywhere,
         mm::Pinned,
-        page::{physical, Table},
+        page::{is_poisoned, physical, Table},
     },
     uapi,
 };
 use core::sync::atomic::Ordering::Relaxed;
-use kernel::{page::Page, prelude::*};
+use kernel::{page::Page, prelude::*, rbtree::RBTree};
 
 /// The most windows of a view.
 // CAST: 1024.
@@ -34,6 +33,24 @@ pub(crate) enum Backing {
     Owned(KVVec<Page>),
 }
 
+impl Backing {
+    /// Physical address of its page `number`.
+    fn physical(&self, number: usize) -> Option<u64> {
+        match self {
+            Self::Pinned(pages) => pages.physical(number),
+            Self::Owned(pages) => pages.get(number).map(physical),
+        }
+    }
+
+    /// Whether the kernel has given its page `number` up after a memory error.
+    fn is_poisoned(&self, number: usize) -> bool {
+        match self {
+            Self::Pinned(pages) => pages.is_poisoned(number),
+            Self::Owned(pages) => pages.get(number).is_some_and(is_poisoned),
+        }
+    }
+}
+
 /// A window.
 pub(crate) struct Window {
     /// Where it is.
@@ -42,6 +59,17 @@ pub(crate) struct Window {
     pub(crate) backing: Backing,
     /// Whether the guest may write.
     pub(crate) writable: bool,
+    /// What the caller knows of it: flags and address.
+    pub(crate) told: Told,
+}
+
+/// What a caller is told of a window.
+#[derive(Clone, Copy)]
+pub(crate) struct Told {
+    /// `VMFUNC_WINDOW_*`.
+    pub(crate) flags: u32,
+    /// As the answer to `VMFUNC_WINDOW_ADD` had it.
+    pub(crate) address: u64,
 }
 
 impl Window {
@@ -53,16 +81,42 @@ impl Window {
     }
 }
 
+/// A table of 4 KiB entries.
+struct Last {
+    table: Table,
+    /// Entries that are present. Without any it goes.
+    used: usize,
+}
+
+impl Last {
+    /// Writes a leaf where none is.
+    fn put(&mut self, entry: usize, leaf: u64) {
+        self.table.set(entry, leaf);
+        self.used = self.used.saturating_add(1);
+    }
+
+    /// Clears a leaf. False when there was none.
+    fn take(&mut self, entry: usize) -> bool {
+        let old = self.table.entries().get(entry).map(|e| e.load(Relaxed));
+        let there = old.is_some_and(|old| old != EMPTY);
+        if there {
+            self.table.set(entry, EMPTY);
+            self.used = self.used.saturating_sub(1);
+        }
+        there
+    }
+}
+
 /// See the module. Under the VM's lock.
 pub(crate) struct View {
     /// Whether it is in use: an index is used again.
     pub(crate) live: bool,
     /// The table of 1 GiB entries.
     slot: Table,
-    /// Tables of 2 MiB entries, by their index in `slot`.
-    middle: KVec<(usize, Table)>,
-    /// Tables of 4 KiB entries, by the two indexes.
-    last: KVec<([usize; 2], Table)>,
+    /// Tables of 2 MiB entries, by their index in `slot`. They stay.
+    middle: RBTree<usize, Table>,
+    /// Tables of 4 KiB entries, by their number.
+    last: RBTree<u64, Last>,
     windows: KVec<Window>,
 }
 
@@ -71,13 +125,12 @@ impl View {
     pub(crate) fn new(gate: &Page) -> Result<Self> {
         let mut view = Self {
             live: true,
-            slot: Table::new()?,
-            middle: KVec::new(),
-            last: KVec::new(),
+            slot: Table::new(EMPTY)?,
+            middle: RBTree::new(),
+            last: RBTree::new(),
             windows: KVec::new(),
         };
-        view.reach(0)?;
-        view.set(0, ept::leaf(physical(gate), Kind::Gate));
+        view.reach(0)?.put(0, ept::leaf(physical(gate), Kind::Gate));
         Ok(view)
     }
 
@@ -86,47 +139,40 @@ impl View {
         ept::table(self.slot.physical())
     }
 
-    /// Makes the tables that lead to page `number`.
-    fn reach(&mut self, number: u64) -> Result {
-        let [first, second, _] = path(number);
-        if !self.middle.iter().any(|(index, _)| *index == first) {
-            let table = Table::new()?;
+    /// The last-level table `number`, made unless it is there.
+    fn reach(&mut self, number: u64) -> Result<&mut Last> {
+        let [first, second] = path(number);
+        if self.middle.get(&first).is_none() {
+            let table = Table::new(EMPTY)?;
             let entry = ept::table(table.physical());
-            self.middle.push((first, table), GFP_KERNEL)?;
+            self.middle
+                .try_create_and_insert(first, table, GFP_KERNEL_ACCOUNT)?;
             self.slot.set(first, entry);
         }
-        if !self
-            .last
-            .iter()
-            .any(|(indexes, _)| *indexes == [first, second])
-        {
-            let table = Table::new()?;
+        if self.last.get(&number).is_none() {
+            let table = Table::new(EMPTY)?;
             let entry = ept::table(table.physical());
-            self.last.push(([first, second], table), GFP_KERNEL)?;
-            if let Some((_, middle)) = self.middle.iter().find(|(index, _)| *index == first) {
-                middle.set(second, entry);
-            }
+            let last = Last { table, used: 0 };
+            self.last
+                .try_create_and_insert(number, last, GFP_KERNEL_ACCOUNT)?;
+            self.link(first, second, entry);
         }
-        Ok(())
+        self.last.get_mut(&number).ok_or(EINVAL)
     }
 
-    /// Writes the leaf of page `number`, to which tables lead. True when there was another one.
-    fn set(&self, number: u64, leaf: u64) -> bool {
-        let [first, second, third] = path(number);
-        let found = self.last.iter().find(|(at, _)| *at == [first, second]);
-        let Some((_, table)) = found else {
-            return false;
-        };
-        let old = table.entries().get(third).map_or(0, |e| e.load(Relaxed));
-        table.set(third, leaf);
-        old != 0 && old != leaf
+    /// Writes a 2 MiB entry.
+    fn link(&self, first: usize, second: usize, entry: u64) {
+        if let Some(middle) = self.middle.get(&first) {
+            middle.set(second, entry);
+        }
     }
 
     /// Opens the window, which is taken from its place. On an error it stays there, and nothing of it
-    /// is to be seen. EEXIST it overlaps another one, ENOSPC there are too many.
-    pub(crate) fn add(&mut self, given: &mut Option<Window>) -> Result {
+    /// is to be seen. EEXIST it overlaps another one, ENOSPC there are too many. `flush` as for
+    /// [`Self::remove`].
+    pub(crate) fn add(&mut self, given: &mut Option<Window>, flush: impl FnOnce()) -> Result {
         let window = given.as_ref().ok_or(EINVAL)?;
-        let (place, kind) = (window.place, window.kind());
+        let place = window.place;
         if self
             .windows
             .iter()
@@ -137,61 +183,107 @@ impl View {
         if self.windows.len() >= MAX_WINDOWS {
             return Err(ENOSPC);
         }
-        let last = place.first.saturating_add(place.count);
-        let mut number = place.first;
-        while number < last {
-            self.reach(number)?;
-            // CAST: 512.
-            number = (number | (ENTRIES as u64 - 1)).saturating_add(1);
-        }
         self.windows.reserve(1, GFP_KERNEL)?;
-        let mut replaced = false;
-        let mut put = |(number, page)| replaced |= self.set(number, ept::leaf(page, kind));
-        let numbers = place.first..last;
-        match &window.backing {
-            Backing::Pinned(pages) => numbers.zip(pages.physical()).for_each(&mut put),
-            Backing::Owned(pages) => numbers.zip(pages.iter().map(physical)).for_each(&mut put),
+        let reached = place
+            .parts()
+            .try_for_each(|(table, _)| self.reach(table).map(drop));
+        if let Err(error) = reached {
+            self.hide(&place);
+            flush();
+            self.sweep(&place);
+            return Err(error);
+        }
+        let leaf = |number| Some(ept::leaf(window.backing.physical(number)?, window.kind()));
+        let mut leaves = (0..).map_while(leaf);
+        for (table, entries) in place.parts() {
+            // What was not there before is cached nowhere.
+            if let Some(last) = self.last.get_mut(&table) {
+                entries
+                    .zip(&mut leaves)
+                    .for_each(|(entry, leaf)| last.put(entry, leaf));
+            }
         }
         if let Some(window) = given.take() {
             // There is room.
             self.windows.push(window, GFP_KERNEL)?;
         }
-        // What was there before, the scratch page, may be cached.
-        if replaced {
-            invept_everywhere();
-        }
         Ok(())
     }
 
-    /// Closes the window at page `first`: its pages become the scratch page, and no CPU knows them
-    /// when this returns. It never waits for a vCPU. What it gives is to be dropped without locks.
-    pub(crate) fn remove(&mut self, first: u64, scratch: &Page) -> Result<Window> {
+    /// Closes the window at page `first`. `flush` takes its pages and tables out of all caches, and
+    /// every vCPU out of the view. What this gives is to be dropped without locks.
+    pub(crate) fn remove(&mut self, first: u64, flush: impl FnOnce()) -> Result<Window> {
         let found = self.windows.iter().position(|w| w.place.first == first);
         let at = found.ok_or(ENOENT)?;
-        if let Some(window) = self.windows.get(at) {
-            self.hide(window, scratch);
-        }
-        invept_everywhere();
-        self.windows.remove(at).map_err(|_| ENOENT)
+        let window = self.windows.remove(at).map_err(|_| ENOENT)?;
+        self.hide(&window.place);
+        flush();
+        self.sweep(&window.place);
+        Ok(window)
     }
 
     /// The same with all of them.
-    pub(crate) fn clear(&mut self, scratch: &Page) -> KVec<Window> {
-        for window in &self.windows {
-            self.hide(window, scratch);
-        }
-        if !self.windows.is_empty() {
-            invept_everywhere();
-        }
-        core::mem::take(&mut self.windows)
+    pub(crate) fn clear(&mut self, flush: impl FnOnce()) -> KVec<Window> {
+        let windows = core::mem::take(&mut self.windows);
+        windows.iter().for_each(|window| self.hide(&window.place));
+        flush();
+        windows.iter().for_each(|window| self.sweep(&window.place));
+        windows
     }
 
-    fn hide(&self, window: &Window, scratch: &Page) {
-        let leaf = ept::leaf(physical(scratch), window.kind());
-        let place = window.place;
-        for number in place.first..place.first.saturating_add(place.count) {
-            self.set(number, leaf);
+    /// Takes pages, and tables that have none any more, out of the tables above them.
+    fn hide(&mut self, place: &Place) {
+        for (table, entries) in place.parts() {
+            let Some(last) = self.last.get_mut(&table) else {
+                continue;
+            };
+            entries.for_each(|entry| {
+                last.take(entry);
+            });
+            if last.used == 0 {
+                let [first, second] = path(table);
+                self.link(first, second, EMPTY);
+            }
         }
+    }
+
+    /// Frees the tables that [`Self::hide`] has taken out.
+    fn sweep(&mut self, place: &Place) {
+        for (table, _) in place.parts() {
+            if self.last.get(&table).is_some_and(|last| last.used == 0) {
+                self.last.remove(&table);
+            }
+        }
+    }
+
+    /// Takes pages away that the kernel has given up after a memory error; their windows stay. True
+    /// when there was one.
+    pub(crate) fn blind(&mut self) -> bool {
+        let mut any = false;
+        for window in &self.windows {
+            let parts = window.place.parts();
+            let entries = parts.flat_map(|(table, entries)| entries.map(move |e| (table, e)));
+            for (number, (table, entry)) in entries.enumerate() {
+                if window.backing.is_poisoned(number) {
+                    // None when nothing else is left of the table.
+                    let last = self.last.get_mut(&table);
+                    any |= last.is_some_and(|last| last.take(entry));
+                }
+            }
+        }
+        any
+    }
+
+    /// How many windows there are.
+    pub(crate) fn windows(&self) -> usize {
+        self.windows.len()
+    }
+
+    /// The first window at or behind page `first`.
+    pub(crate) fn at_or_after(&self, first: u64) -> Option<&Window> {
+        let there = |window: &&Window| window.place.first >= first;
+        let windows = self.windows.iter().filter(there);
+        windows.min_by_key(|window| window.place.first)
     }
 
     /// The pages of the window of ours at page `first`.

@@ -3,40 +3,52 @@
 //! A VM that a file is attached to.
 
 use crate::{
+    common::work,
     errno, gate,
-    logic::place::Place,
+    logic::{ept::EMPTY, place::Place},
     sys::{
+        eventfd::Eventfd,
         kvm::{invept_everywhere, Kvm},
         mm::{Mourner, Watch},
         module::Use,
-        page::zeroed,
         registry::{self, Link},
-        work,
     },
     uapi,
     vcpu::Prepared,
-    view::{View, Window},
+    vcpus::Vcpus,
+    view::{Told, View, Window},
 };
 use core::sync::atomic::{
-    AtomicBool, AtomicU64,
+    AtomicBool, AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 use kernel::{
-    impl_has_work, new_mutex, new_work,
+    impl_has_delayed_work, new_delayed_work, new_mutex,
     page::Page,
     prelude::*,
     sync::{Arc, ArcBorrow, Mutex},
-    workqueue::{Work, WorkItem},
+    time::{msecs_to_jiffies, Msecs},
+    workqueue::{DelayedWork, WorkItem},
 };
 
 /// Views and the default view.
 // CAST: 63.
 pub(crate) const VIEWS: usize = uapi::MAX_VIEWS as usize + 1;
 
+/// [`Vm::wanted`]: every vCPU that has entered is prepared.
+const NOT_WANTED: u32 = 0;
+/// [`Vm::wanted`]: the work is on its way to prepare more.
+const WANTED: u32 = 1;
+/// [`Vm::wanted`]: there was no memory, and for a while nobody asks again.
+const REFUSED: u32 = 2;
+
+/// How long a while is.
+const WHILE: Msecs = 1000;
+
 /// What ioctls change.
 struct Inner {
     /// By index; 0 is never there.
-    views: [Option<View>; VIEWS],
+    views: [Option<KBox<View>>; VIEWS],
     /// What keeps the module and the probes' entry to this VM; taken when it ends.
     life: Option<Life>,
 }
@@ -55,40 +67,51 @@ pub(crate) struct Vm {
     pub(crate) link: Link,
     /// Index of the private slot in top tables.
     top_index: usize,
-    vcpus: KVVec<Prepared>,
-    /// Entries of top tables that lead to the views' slots; 0 where there never was one.
+    vcpus: Vcpus,
+    /// Whether vCPUs that are not prepared wait for that.
+    wanted: AtomicU32,
+    /// Whether a vCPU met a memory error in a view that nobody has looked for since.
+    memory_error: AtomicBool,
+    /// Entries of top tables that lead to the views' slots; empty where there never was one.
     slots: [AtomicU64; VIEWS],
     /// A bit for each view that is in use.
     live: AtomicU64,
-    /// Moves with each change that the lists of the vCPUs have to follow.
+    /// Moves with each change that the lists of the vCPUs have to follow, and with each eviction.
     generation: AtomicU64,
+    /// By view: `generation` as it was after the last eviction.
+    evicted: [AtomicU64; VIEWS],
+    /// vCPUs that are armed.
+    armed: AtomicUsize,
     /// The file is closed, or the address space has ended: vCPUs are disarmed one by one, as they
     /// come.
     leaving: AtomicBool,
     /// Every probe has seen that: none arms a vCPU any more.
     settled: AtomicBool,
+    /// The address space has ended: none enters any more.
+    ended: AtomicBool,
     gate: gate::Faces,
-    scratch: Page,
     #[pin]
     inner: Mutex<Inner>,
+    /// Who wants to know of changes.
     #[pin]
-    work: Work<Self>,
+    event: Mutex<Option<Eventfd>>,
+    #[pin]
+    work: DelayedWork<Self>,
 }
 
-impl_has_work! {
-    impl HasWork<Self> for Vm { self.work }
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self> for Vm { self.work }
 }
 
 impl Vm {
     /// Attaches to the VM behind `fd`, with its private slot at entry `top_index` of top tables.
     pub(crate) fn attach(fd: i32, top_index: usize) -> Result<Arc<Self>> {
-        let kvm = Kvm::from_fd(fd)?;
-        let mut vcpus = KVVec::new();
-        for _ in 0..kvm.vcpus() {
-            vcpus.push(Prepared::new()?, GFP_KERNEL)?;
-        }
+        // CAST: widens. Below 512 slots.
+        let end = (top_index as u64 + 1).saturating_mul(uapi::SLOT_SIZE);
+        let kvm = Kvm::from_fd(fd, end)?;
+        let vcpus = Vcpus::new(kvm.max_vcpus())?;
+        vcpus.prepare(kvm.vcpus(), core::iter::empty())?;
         let gate = gate::Faces::new()?;
-        let scratch = zeroed()?;
         let module = Use::new()?;
         let vm = Arc::pin_init(
             pin_init!(Self {
@@ -96,18 +119,23 @@ impl Vm {
                 link: Link::new(),
                 top_index,
                 vcpus,
-                slots: [const { AtomicU64::new(0) }; VIEWS],
+                wanted: AtomicU32::new(NOT_WANTED),
+                memory_error: AtomicBool::new(false),
+                slots: [const { AtomicU64::new(EMPTY) }; VIEWS],
                 live: AtomicU64::new(0),
                 generation: AtomicU64::new(1),
+                evicted: [const { AtomicU64::new(0) }; VIEWS],
+                armed: AtomicUsize::new(0),
                 leaving: AtomicBool::new(false),
                 settled: AtomicBool::new(false),
+                ended: AtomicBool::new(false),
                 gate,
-                scratch,
                 inner <- new_mutex!(Inner {
                     views: [const { None }; VIEWS],
                     life: None,
                 }),
-                work <- new_work!("vmfunc_view::Vm"),
+                event <- new_mutex!(None),
+                work <- new_delayed_work!("vmfunc_view::Vm"),
             }),
             GFP_KERNEL,
         )?;
@@ -124,7 +152,9 @@ impl Vm {
         }
         if vm.is_leaving() {
             // The address space has ended meanwhile, perhaps before there was anything to take out.
-            drop(registry::remove(&vm));
+            let known = registry::remove(&vm);
+            invept_everywhere();
+            drop(known);
             vm.let_go();
             return Err(ESRCH);
         }
@@ -148,12 +178,18 @@ impl Vm {
 
     /// How many are.
     pub(crate) fn prepared(&self) -> usize {
-        self.vcpus.len()
+        self.vcpus.iter().count()
     }
 
-    /// Moves with each change that lists have to follow.
+    /// Moves with each change that lists have to follow, and with each eviction.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Acquire)
+    }
+
+    /// [`Self::generation`] as it was after the last eviction from a view. A vCPU that was in the
+    /// view when it had seen less is to be in the default view.
+    pub(crate) fn evicted(&self, view: usize) -> u64 {
+        self.evicted.get(view).map_or(0, |at| at.load(Relaxed))
     }
 
     /// Whether vCPUs are to be disarmed.
@@ -167,9 +203,16 @@ impl Vm {
         view < VIEWS && self.live.load(Relaxed) & (1 << view) != 0
     }
 
+    /// A bit for each view that is in use.
+    pub(crate) fn views(&self) -> u64 {
+        self.live.load(Relaxed)
+    }
+
     /// What leads to the private slot of a view.
     pub(crate) fn slot_entry(&self, view: usize) -> u64 {
-        self.slots.get(view).map_or(0, |entry| entry.load(Relaxed))
+        self.slots
+            .get(view)
+            .map_or(EMPTY, |entry| entry.load(Relaxed))
     }
 
     /// The page that the guest has at the base of the slot in its default view.
@@ -186,20 +229,35 @@ impl Vm {
         self.generation.fetch_add(1, Release);
     }
 
+    /// Takes every vCPU out of a view: those that are in the guest now, the others before they enter.
+    /// Nobody has cached anything of it that was changed before. Under the lock.
+    fn evict(&self, view: usize) {
+        let generation = self.generation.load(Relaxed).saturating_add(1);
+        if let Some(at) = self.evicted.get(view) {
+            at.store(generation, Relaxed);
+        }
+        self.generation.store(generation, Release);
+        // An interrupt, so that they come by their probes.
+        invept_everywhere();
+    }
+
     /// Makes a view, and tells its index.
     pub(crate) fn create_view(&self) -> Result<usize> {
         let mut inner = self.inner.lock();
-        let free = |view: &Option<View>| !view.as_ref().is_some_and(|view| view.live);
+        if self.is_leaving() {
+            return Err(errno::not_attached());
+        }
+        let free = |view: &Option<KBox<View>>| !view.as_ref().is_some_and(|view| view.live);
         let found = inner.views.iter().skip(1).position(free);
         let index = found.ok_or(ENOSPC)?.saturating_add(1);
         let place = inner.views.get_mut(index).ok_or(ENOSPC)?;
-        for vcpu in &self.vcpus {
+        for vcpu in self.vcpus.iter() {
             vcpu.add_top(index)?;
         }
         match place {
             Some(view) => view.live = true,
             None => {
-                let view = View::new(self.gate.view_face())?;
+                let view = KBox::new(View::new(self.gate.view_face())?, GFP_KERNEL)?;
                 if let Some(entry) = self.slots.get(index) {
                     entry.store(view.entry(), Relaxed);
                 }
@@ -207,26 +265,23 @@ impl Vm {
             }
         }
         self.set_live(index, true);
+        drop(inner);
+        self.changed();
         Ok(index)
     }
 
-    /// Ends a view and its windows. A vCPU that is inside has the scratch page instead, and the
-    /// default view from its next entry on.
+    /// Ends a view and its windows. Whoever is inside is in the default view before this returns.
     pub(crate) fn destroy_view(&self, index: usize) -> Result {
         let mut inner = self.inner.lock();
         let view = live_view(&mut inner.views, index)?;
         view.live = false;
-        let windows = view.clear(&self.scratch);
+        // What a probe that has not seen this writes into its list does not get into the guest: the
+        // interrupt waits for it.
         self.set_live(index, false);
-        // Probes that saw it alive may still write it into lists.
-        registry::wait_for_probes();
-        for vcpu in &self.vcpus {
-            vcpu.forget(index);
-        }
-        // Takes every vCPU out of the guest, and so by its probe.
-        invept_everywhere();
+        let windows = view.clear(|| self.evict(index));
         drop(inner);
         drop(windows);
+        self.changed();
         Ok(())
     }
 
@@ -238,9 +293,13 @@ impl Vm {
         }
         // Not to be dropped under the lock.
         let mut window = Some(window);
-        let result = live_view(&mut inner.views, index).and_then(|view| view.add(&mut window));
+        let view = live_view(&mut inner.views, index);
+        let result = view.and_then(|view| view.add(&mut window, invept_everywhere));
         drop(inner);
         drop(window);
+        if result.is_ok() {
+            self.changed();
+        }
         result
     }
 
@@ -248,9 +307,29 @@ impl Vm {
     pub(crate) fn remove_window(&self, index: usize, first: u64) -> Result {
         let mut inner = self.inner.lock();
         let view = live_view(&mut inner.views, index)?;
-        let window = view.remove(first, &self.scratch);
+        let window = view.remove(first, || self.evict(index));
         drop(inner);
-        window.map(drop)
+        drop(window?);
+        self.changed();
+        Ok(())
+    }
+
+    /// Windows of all views.
+    pub(crate) fn windows(&self) -> usize {
+        let inner = self.inner.lock();
+        let views = inner.views.iter().flatten();
+        views
+            .map(|view| view.windows())
+            .fold(0, usize::saturating_add)
+    }
+
+    /// The first window of a view at or behind page `first`: where it is, and what a caller is told
+    /// of it.
+    pub(crate) fn window(&self, index: usize, first: u64) -> Result<(Place, Told)> {
+        let mut inner = self.inner.lock();
+        let view = live_view(&mut inner.views, index)?;
+        let window = view.at_or_after(first).ok_or(ENOENT)?;
+        Ok((window.place, window.told))
     }
 
     /// Shows the pages of the window of ours at `place` to `look`.
@@ -265,39 +344,127 @@ impl Vm {
         look(view.owned(place).ok_or(ENXIO)?)
     }
 
+    /// Sets, or takes away, the eventfd that is signalled at each change.
+    pub(crate) fn set_event(&self, event: Option<Eventfd>) {
+        let old = core::mem::replace(&mut *self.event.lock(), event);
+        drop(old);
+    }
+
+    /// Says so who wants to know. After the change, so that he finds it.
+    fn changed(&self) {
+        if let Some(event) = &*self.event.lock() {
+            event.signal();
+        }
+    }
+
     /// The file is closed. Windows close at once; the rest goes when no vCPU can enter with it.
     pub(crate) fn leave(self: Arc<Self>) {
+        self.set_event(None);
         self.leaving.store(true, SeqCst);
         for index in 1..VIEWS {
             let mut inner = self.inner.lock();
             let view = inner.views.get_mut(index).and_then(Option::as_mut);
             let windows = view.map(|view| {
                 view.live = false;
-                view.clear(&self.scratch)
+                view.clear(|| self.evict(index))
             });
             drop(inner);
             drop(windows);
         }
         registry::wait_for_probes();
         self.settled.store(true, SeqCst);
-        if self.is_unarmed() || self.kvm.is_only_ours() {
-            Self::finish(&self);
-        }
-        // When the process ends, its address space did so before its files: what that began is over
+        work::soon(self.clone());
+        // When the process ends, its address space did so before its files, and all of this is over
         // with it.
-        work::flush(&self.work);
+        work::flush_delayed(&self.work);
     }
 
     /// No vCPU enters with anything of ours any more.
-    fn finish(this: &Arc<Self>) {
-        if this.inner.lock().life.is_none() {
-            return;
-        }
-        let known = registry::remove(this);
+    fn finish(&self) {
+        let known = registry::remove(self);
         // Pages that served as tables of ours may be anything in a moment.
         invept_everywhere();
         drop(known);
-        this.let_go();
+        self.let_go();
+    }
+
+    /// Does what is to be done, and comes back when that may change. The only place that finishes, so
+    /// nothing waits for its time when the module has gone.
+    fn attend(self: Arc<Self>) {
+        if self.inner.lock().life.is_none() {
+            return;
+        }
+        if self.ended.load(SeqCst) {
+            self.finish();
+            return self.changed();
+        }
+        if self.leaving.load(SeqCst) {
+            if self.settled.load(SeqCst) && self.is_unarmed() || self.kvm.is_only_ours() {
+                return self.finish();
+            }
+            // vCPUs that never enter again: nobody tells when the last file of theirs goes.
+            return work::later(self, msecs_to_jiffies(WHILE));
+        }
+        if self.memory_error.swap(false, Relaxed) {
+            self.blind();
+        }
+        if self.wanted.load(Relaxed) == NOT_WANTED {
+            return;
+        }
+        let refused = self.wanted.load(Relaxed) == WANTED && self.prepare().is_err();
+        let next = if refused { REFUSED } else { NOT_WANTED };
+        self.wanted.store(next, Relaxed);
+        if refused {
+            return work::later(self, msecs_to_jiffies(WHILE));
+        }
+        // They may be in the guest, for as long as it likes. By an interrupt each comes by its probe,
+        // and says so when it is not prepared yet.
+        invept_everywhere();
+        self.changed();
+    }
+
+    /// Takes what the kernel has given up after memory errors out of the views.
+    fn blind(&self) {
+        let mut inner = self.inner.lock();
+        for (index, view) in inner.views.iter_mut().enumerate() {
+            if view.as_mut().is_some_and(|view| view.blind()) {
+                self.evict(index);
+            }
+        }
+    }
+
+    /// A vCPU met a memory error in a view; in its probe.
+    #[cold]
+    pub(crate) fn memory_error(self: ArcBorrow<'_, Self>) {
+        self.memory_error.store(true, Relaxed);
+        work::soon::<Arc<Self>, 0>(self.into());
+    }
+
+    /// Prepares the vCPUs that there are now.
+    fn prepare(&self) -> Result {
+        let inner = self.inner.lock();
+        let made = inner
+            .views
+            .iter()
+            .enumerate()
+            .filter(|(_, view)| view.is_some());
+        let views = made.map(|(index, _)| index);
+        self.vcpus.prepare(self.kvm.vcpus(), views).map(drop)
+    }
+
+    /// A vCPU of this index is not prepared; in its probe.
+    #[cold]
+    pub(crate) fn unprepared(self: ArcBorrow<'_, Self>, index: usize) {
+        let ask = || {
+            let change = (NOT_WANTED, WANTED);
+            let result = self
+                .wanted
+                .compare_exchange(change.0, change.1, Relaxed, Relaxed);
+            result.is_ok()
+        };
+        if self.vcpus.has_room(index) && !self.is_leaving() && ask() {
+            work::soon::<Arc<Self>, 0>(self.into());
+        }
     }
 
     /// Gives back what it has for as long as probes may find it.
@@ -308,26 +475,34 @@ impl Vm {
     }
 
     fn is_unarmed(&self) -> bool {
-        !self.vcpus.iter().any(Prepared::is_armed)
+        self.armed.load(SeqCst) == 0
+    }
+
+    /// A vCPU is armed; in its probe.
+    pub(crate) fn armed(&self) {
+        self.armed.fetch_add(1, SeqCst);
     }
 
     /// A vCPU was disarmed; in its probe.
     pub(crate) fn disarmed(self: ArcBorrow<'_, Self>) {
-        if self.settled.load(SeqCst) && self.is_unarmed() {
-            work::enqueue::<Arc<Self>, 0>(self.into());
+        // The last one, or `attend`, sees that it was.
+        if self.armed.fetch_sub(1, SeqCst) == 1 && self.settled.load(SeqCst) {
+            work::soon::<Arc<Self>, 0>(self.into());
         }
     }
 }
 
-fn live_view(views: &mut [Option<View>], index: usize) -> Result<&mut View> {
-    let view = views.get_mut(index).and_then(Option::as_mut);
+fn live_view(views: &mut [Option<KBox<View>>], index: usize) -> Result<&mut View> {
+    let view = views.get_mut(index).and_then(Option::as_deref_mut);
     view.filter(|view| view.live).ok_or(ENOENT)
 }
 
 impl Mourner for Vm {
     fn ended(self: Arc<Self>) {
+        // In this order: who sees that it leaves sees why.
+        self.ended.store(true, SeqCst);
         self.leaving.store(true, SeqCst);
-        work::enqueue(self);
+        work::soon(self);
     }
 }
 
@@ -335,7 +510,7 @@ impl WorkItem for Vm {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        Self::finish(&this);
+        this.attend();
     }
 }
 

@@ -25,6 +25,9 @@ pub const SUPPRESS_VE: u64 = 1 << 63;
 /// Bits 51:12: the address of a table or of a page.
 pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// The entry of what is not there: not present, and its violations are exits.
+pub const EMPTY: u64 = SUPPRESS_VE;
+
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
 
@@ -33,6 +36,12 @@ pub const ENTRIES: usize = 512;
 /// be what was written.
 pub const fn table(table: u64) -> u64 {
     (table & ADDRESS) | READ | WRITE | EXECUTE | ACCESSED | EXECUTE_USER
+}
+
+/// The index of the top entry, of four levels, that leads to a guest-physical address.
+pub const fn top_index(address: u64) -> usize {
+    // CAST: 9 bits.
+    (address >> 39 & 511) as usize
 }
 
 /// What a page of the private slot is to the guest.
@@ -89,6 +98,20 @@ mod tests {
         );
         assert_eq!(leaf(page, Page::Gate), page | bits(&common) | bits(&[0, 2]));
         assert_eq!(table(page), page | bits(&[0, 1, 2, 8, 10]));
+        assert_eq!(EMPTY, bits(&[63]));
+    }
+
+    #[test]
+    fn a_top_entry_is_half_a_tebibyte() {
+        let slots = [
+            0,
+            (512 << 30) - 1,
+            512 << 30,
+            (1 << 40) - 1,
+            1 << 40,
+            (1 << 48) - 1,
+        ];
+        assert_eq!(slots.map(top_index), [0, 0, 1, 1, 2, 511]);
     }
 
     proptest! {

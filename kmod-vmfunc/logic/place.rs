@@ -2,6 +2,8 @@
 
 //! Where a window may stand in the private slot, and by which entries its pages are reached.
 
+use core::ops::Range;
+
 /// Bytes that a leaf maps.
 pub const PAGE: u64 = 4096;
 /// Bytes that a last-level table maps.
@@ -55,17 +57,27 @@ impl Place {
         // Both lie in a slot of 2^27 pages, so nothing wraps.
         self.first < other.first + other.count && other.first < self.first + self.count
     }
+
+    /// Its parts that one last-level table each maps: the table's number from the slot's base, and
+    /// its entries.
+    pub fn parts(&self) -> impl Iterator<Item = (u64, Range<usize>)> {
+        const PER_TABLE: u64 = TABLE_SPAN / PAGE;
+        let (first, end) = (self.first, self.first.saturating_add(self.count));
+        (first / PER_TABLE..end.div_ceil(PER_TABLE)).map(move |table| {
+            let base = table.saturating_mul(PER_TABLE);
+            let from = first.saturating_sub(base);
+            let to = end.saturating_sub(base).min(PER_TABLE);
+            // CAST: at most 512.
+            (table, from as usize..to as usize)
+        })
+    }
 }
 
-/// The indexes that lead to page `number` of a slot: in the table of 1 GiB entries, of 2 MiB entries
-/// and of 4 KiB entries.
-pub const fn path(number: u64) -> [usize; 3] {
+/// The indexes that lead to last-level table `table`: in the table of 1 GiB entries and in that of
+/// 2 MiB entries.
+pub const fn path(table: u64) -> [usize; 2] {
     // CAST: 9 bits each.
-    [
-        (number >> 18 & 511) as usize,
-        (number >> 9 & 511) as usize,
-        (number & 511) as usize,
-    ]
+    [(table >> 9 & 511) as usize, (table & 511) as usize]
 }
 
 #[cfg(test)]
@@ -101,9 +113,21 @@ mod tests {
 
     #[test]
     fn paths() {
-        assert_eq!(path(0), [0, 0, 0]);
-        assert_eq!(path(512), [0, 1, 0]);
-        assert_eq!(path(SLOT / PAGE - 1), [511, 511, 511]);
+        assert_eq!(path(0), [0, 0]);
+        assert_eq!(path(1), [0, 1]);
+        assert_eq!(path(SLOT / TABLE_SPAN - 1), [511, 511]);
+    }
+
+    #[test]
+    fn parts_are_cut_where_tables_end() {
+        let parts = |first, count| Place { first, count }.parts().collect::<Vec<_>>();
+        assert_eq!(parts(512, 1), [(1, 0..1)]);
+        assert_eq!(parts(1023, 1), [(1, 511..512)]);
+        assert_eq!(parts(1023, 2), [(1, 511..512), (2, 0..1)]);
+        assert_eq!(
+            parts(600, 1500),
+            [(1, 88..512), (2, 0..512), (3, 0..512), (4, 0..52)]
+        );
     }
 
     proptest! {
@@ -119,9 +143,21 @@ mod tests {
         }
 
         #[test]
-        fn a_path_leads_to_one_page(number in 0..SLOT / PAGE) {
-            let [a, b, c] = path(number).map(|index| index as u64);
-            prop_assert_eq!((a << 18) | (b << 9) | c, number);
+        fn a_path_leads_to_one_table(table in 0..SLOT / TABLE_SPAN) {
+            let [a, b] = path(table).map(|index| index as u64);
+            prop_assert_eq!((a << 9) | b, table);
+        }
+
+        #[test]
+        fn parts_are_the_pages_in_order(first in 512..SLOT / PAGE, count in 1u64..5000) {
+            let place = Place { first, count };
+            let pages = place.parts().flat_map(|(table, entries)| {
+                entries.map(move |entry| table * 512 + entry as u64)
+            });
+            prop_assert!(pages.eq(first..first + count));
+            for (_, entries) in place.parts() {
+                prop_assert!(entries.start < entries.end && entries.end <= 512);
+            }
         }
     }
 }

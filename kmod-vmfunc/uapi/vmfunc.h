@@ -45,21 +45,26 @@ struct vmfunc_view {
 /* vmfunc_window.flags */
 #define VMFUNC_WINDOW_WRITE	(1U << 0)	/* only with VMFUNC_WINDOW_OWNED */
 #define VMFUNC_WINDOW_OWNED	(1U << 1)	/* memory that the module makes */
+#define VMFUNC_WINDOW_FILE	(1U << 2)	/* memory of a file: memfd, tmpfs, hugetlbfs */
 
 struct vmfunc_window {
 	__u32 argsz;
 	__u32 flags;		/* VMFUNC_WINDOW_* */
 	__u32 view;
-	__u32 reserved;		/* 0 */
+	__s32 fd;		/* FILE: the file, else 0 */
 	__u64 offset;		/* in the slot */
 	__u64 length;
-	__u64 address;		/* in: the caller's memory; OWNED: in 0, out the offset for mmap */
+	__u64 address;		/* the caller's memory; FILE: offset in the file;
+				 * OWNED: in 0, out the offset for mmap
+				 */
 };
 #define VMFUNC_WINDOW_ADD	_IOWR(0xE7, 0x43, struct vmfunc_window)
 #define VMFUNC_WINDOW_REMOVE	_IOWR(0xE7, 0x44, struct vmfunc_window)
+#define VMFUNC_GET_WINDOW	_IOWR(0xE7, 0x48, struct vmfunc_window)
 
 /* vmfunc_vcpu.flags */
 #define VMFUNC_VCPU_ARMED	(1U << 0)
+#define VMFUNC_VCPU_UNABLE	(1U << 1)	/* KVM's tables for it have five levels */
 
 /* Counters of a vCPU since VMFUNC_ATTACH. */
 struct vmfunc_vcpu {
@@ -74,5 +79,32 @@ struct vmfunc_vcpu {
 	__u64 invepts;
 };
 #define VMFUNC_GET_VCPU		_IOWR(0xE7, 0x45, struct vmfunc_vcpu)
+
+/* vmfunc_query.flags */
+#define VMFUNC_QUERY_ENDED	(1U << 0)	/* the VM's address space has ended */
+
+/* What there is. */
+struct vmfunc_query {
+	__u32 argsz;
+	__u32 flags;		/* in: 0, out: VMFUNC_QUERY_* */
+	__u32 vcpus;		/* that are prepared */
+	__u32 windows;		/* of all views */
+	__u64 views;		/* a bit for each view, by its index */
+	__u64 slot;		/* as in VMFUNC_ATTACH */
+	__u32 max_views;
+	__u32 max_windows;	/* of one view */
+	__u64 first_window;	/* least offset of a window */
+	__u64 max_window;	/* bytes */
+};
+#define VMFUNC_QUERY		_IOWR(0xE7, 0x46, struct vmfunc_query)
+
+/* An eventfd that is signalled when something has changed. */
+struct vmfunc_eventfd {
+	__u32 argsz;
+	__u32 flags;		/* 0 */
+	__s32 fd;		/* -1: none any more */
+	__u32 reserved;		/* 0 */
+};
+#define VMFUNC_SET_EVENTFD	_IOWR(0xE7, 0x47, struct vmfunc_eventfd)
 
 #endif /* _UAPI_LINUX_VMFUNC_H */

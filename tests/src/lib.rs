@@ -11,6 +11,7 @@ pub mod kmsg;
 pub mod ktap;
 pub mod migdirty;
 pub mod module;
+pub mod program;
 pub mod sys;
 pub mod sysfs;
 pub mod vfio;

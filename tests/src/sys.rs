@@ -75,7 +75,7 @@ plain!(migdirty_uapi::MigdirtyFunctionInfo migdirty_uapi::MigdirtyTarget
     migdirty_uapi::MigdirtyLogStart migdirty_uapi::MigdirtyLogSync migdirty_uapi::MigdirtyState
     migdirty_uapi::MigdirtyIdentity migdirty_uapi::MigdirtyRange
     vmfunc_uapi::VmfuncAttach vmfunc_uapi::VmfuncView vmfunc_uapi::VmfuncWindow
-    vmfunc_uapi::VmfuncVcpu);
+    vmfunc_uapi::VmfuncVcpu vmfunc_uapi::VmfuncQuery vmfunc_uapi::VmfuncEventfd);
 
 /// An ioctl on a structure, which may point to more: see [`ioctl_on`].
 pub fn ioctl_with<T: Plain>(file: impl AsFd, number: u32, argument: &mut T) -> Result<()> {

@@ -9,8 +9,9 @@ use std::fs::File;
 use std::mem::size_of;
 use std::path::Path;
 use vmfunc_uapi::{
-    VmfuncAttach, VmfuncVcpu, VmfuncView, VmfuncWindow, DEVICE_NAME, VMFUNC_ATTACH,
-    VMFUNC_GET_VCPU, VMFUNC_VIEW_CREATE, VMFUNC_VIEW_DESTROY, VMFUNC_WINDOW_ADD,
+    VmfuncAttach, VmfuncEventfd, VmfuncQuery, VmfuncVcpu, VmfuncView, VmfuncWindow, DEVICE_NAME,
+    VMFUNC_ATTACH, VMFUNC_GET_VCPU, VMFUNC_GET_WINDOW, VMFUNC_QUERY, VMFUNC_SET_EVENTFD,
+    VMFUNC_VIEW_CREATE, VMFUNC_VIEW_DESTROY, VMFUNC_WINDOW_ADD, VMFUNC_WINDOW_FILE,
     VMFUNC_WINDOW_OWNED, VMFUNC_WINDOW_REMOVE, VMFUNC_WINDOW_WRITE,
 };
 
@@ -58,7 +59,7 @@ pub fn window(view: u32, offset: u64) -> VmfuncWindow {
         argsz: size::<VmfuncWindow>(),
         flags: 0,
         view,
-        reserved: 0,
+        fd: 0,
         offset,
         length: 0,
         address: 0,
@@ -77,6 +78,23 @@ pub fn vcpu(vcpu: u32) -> VmfuncVcpu {
         resyncs: 0,
         bounces: 0,
         invepts: 0,
+    }
+}
+
+/// A question about all of it.
+pub fn query() -> VmfuncQuery {
+    VmfuncQuery {
+        argsz: size::<VmfuncQuery>(),
+        ..Default::default()
+    }
+}
+
+/// An eventfd by its number.
+pub fn eventfd(fd: i32) -> VmfuncEventfd {
+    VmfuncEventfd {
+        argsz: size::<VmfuncEventfd>(),
+        fd,
+        ..Default::default()
     }
 }
 
@@ -125,6 +143,18 @@ impl Vmfunc {
         self.call(VMFUNC_WINDOW_ADD, &mut argument)
     }
 
+    /// Opens a window onto memory of a file, for reading.
+    pub fn add_file(&self, view: u32, offset: u64, fd: i32, from: u64, length: u64) -> Result<()> {
+        let mut argument = VmfuncWindow {
+            flags: VMFUNC_WINDOW_FILE,
+            fd,
+            length,
+            address: from,
+            ..window(view, offset)
+        };
+        self.call(VMFUNC_WINDOW_ADD, &mut argument)
+    }
+
     /// Opens a window onto memory of the module, for reading and writing, and gives that memory.
     pub fn add_owned(&self, view: u32, offset: u64, length: usize) -> Result<Memory> {
         self.owned(VMFUNC_WINDOW_WRITE, view, offset, length)
@@ -148,6 +178,25 @@ impl Vmfunc {
     /// Closes a window.
     pub fn remove_window(&self, view: u32, offset: u64) -> Result<()> {
         self.call(VMFUNC_WINDOW_REMOVE, &mut window(view, offset))
+    }
+
+    /// The first window of a view at or behind an offset.
+    pub fn window_from(&self, view: u32, offset: u64) -> Result<VmfuncWindow> {
+        let mut argument = window(view, offset);
+        self.call(VMFUNC_GET_WINDOW, &mut argument)?;
+        Ok(argument)
+    }
+
+    /// Views, windows and limits.
+    pub fn query(&self) -> Result<VmfuncQuery> {
+        let mut argument = query();
+        self.call(VMFUNC_QUERY, &mut argument)?;
+        Ok(argument)
+    }
+
+    /// Sets the eventfd that tells of changes, or with -1 none.
+    pub fn set_eventfd(&self, fd: i32) -> Result<()> {
+        self.call(VMFUNC_SET_EVENTFD, &mut eventfd(fd))
     }
 
     /// Counters of a vCPU.

@@ -125,7 +125,7 @@ impl Cache {
         };
         let free = (1..)
             .map(|n| self.logs.join(numbered(n)))
-            .find(|p| !p.exists());
+            .find(|p| File::create_new(p).is_ok() || !p.exists());
         free.unwrap_or_else(|| self.logs.join(numbered(1)))
     }
 

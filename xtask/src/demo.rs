@@ -167,6 +167,9 @@ fn note(event: &Value) -> Option<String> {
         "phase" => match event["phase"].as_str()? {
             "boot" => "the source QEMU starts the guest".to_owned(),
             "migration" => "the destination QEMU starts, and the migration".to_owned(),
+            "full speed" => {
+                "every program has worked during the migration: on with it at full speed".to_owned()
+            }
             "work after the move" => "the guest works on in the destination".to_owned(),
             "stop" => "the guest is told to stop, and checks everything once more".to_owned(),
             _ => return None,

@@ -304,9 +304,9 @@ fn rigs(host: &Host<'_>) -> Vec<Check> {
     vec![
         Check::new(
             "memory",
-            memory >= 3 << 20,
+            memory >= 5 << 20,
             format!("{:.1} GiB available", machine::gib(memory << 10)),
-            "the largest rig takes 3 GiB: free some memory",
+            "the largest rig takes 3 GiB, and one beside it 2 GiB: free some memory",
         ),
         Check::new(
             "namespaces",
@@ -422,6 +422,16 @@ fn hardware(host: &Host<'_>) -> Vec<Check> {
             "echo options kvm_intel nested=0 > /etc/modprobe.d/kvm-nested.conf, and reload kvm_intel with no guest running",
         ),
         None => Check::unknown("kvm_intel.nested=0", "kvm_intel is not loaded", "modprobe kvm_intel nested=0"),
+    });
+    checks.push(match host.read("/sys/module/kvm/parameters/tdp_mmu").as_deref() {
+        Some("Y" | "1") => Check::new("kvm.tdp_mmu=1", true, "on: protected windows share its tables", ""),
+        Some(_) => Check::new(
+            "kvm.tdp_mmu=1",
+            false,
+            "off: attaching is refused",
+            "rmmod kvm_intel kvm; modprobe kvm tdp_mmu=1; modprobe kvm_intel nested=0, with no guest running",
+        ),
+        None => Check::unknown("kvm.tdp_mmu=1", "kvm is not loaded", "modprobe kvm_intel nested=0"),
     });
     let bits = host
         .read("/proc/cpuinfo")
@@ -539,6 +549,7 @@ mod tests {
                 ("boot/config-7.2.12-x", "CONFIG_RUST=y\nCONFIG_IOMMUFD=m\nCONFIG_IOMMUFD_DRIVER=y\n"),
                 ("lib/modules/7.2.12-x/build/rust/libkernel.rmeta", ""),
                 ("sys/module/kvm_intel/parameters/nested", "N\n"),
+                ("sys/module/kvm/parameters/tdp_mmu", "Y\n"),
                 ("sys/class/iommu/dmar0", ""),
                 ("dev/cpu/0/msr", &msr),
                 ("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "512\n"),
@@ -569,6 +580,7 @@ mod tests {
                     "CONFIG_RUST=y\n# CONFIG_IOMMUFD is not set\n",
                 ),
                 ("sys/module/kvm_intel/parameters/nested", "Y\n"),
+                ("sys/module/kvm/parameters/tdp_mmu", "N\n"),
                 ("dev/cpu/0/msr", ""),
             ],
         );
@@ -580,6 +592,7 @@ mod tests {
             "EPT",
             "VMFUNC",
             "kvm_intel.nested=0",
+            "kvm.tdp_mmu=1",
             "physical address bits",
             "IOMMU",
             "2 MiB hugepages",

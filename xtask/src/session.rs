@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! One run of xtask: what it has found or made so far, each thing at most once.
+//! One run of xtask: what it has found or made so far, each thing at most once. Two threads that want the same thing wait
+//! for each other at its lock in the cache.
 
-use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context as _, Result};
 
@@ -21,9 +22,9 @@ pub(crate) struct Session {
     /// The checkout.
     pub(crate) repo: PathBuf,
     mirror: Option<String>,
-    root: OnceCell<BuildRoot>,
-    kernels: [OnceCell<Kernel>; 3],
-    modules: [OnceCell<Modules>; 3],
+    root: OnceLock<BuildRoot>,
+    kernels: [OnceLock<Kernel>; 3],
+    modules: [OnceLock<Modules>; 3],
 }
 
 impl Session {
@@ -44,7 +45,7 @@ impl Session {
             cache,
             repo,
             mirror,
-            root: OnceCell::new(),
+            root: OnceLock::new(),
             kernels: Default::default(),
             modules: Default::default(),
         })
@@ -88,7 +89,7 @@ impl Session {
     }
 }
 
-fn get_or_make<T>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+fn get_or_make<T>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
     if cell.get().is_none() {
         let value = make()?;
         return Ok(cell.get_or_init(|| value));

@@ -2,11 +2,35 @@
 
 //! What a person sees while something long runs: one spinner line on a terminal, a start and an end line
 //! in a log. Everything goes to standard error; standard output is for results only.
+//!
+//! What a thread does beside the main one is held back until it can be said in one piece.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
+
+thread_local! {
+    /// What this thread would have said, if it has to wait with that.
+    static HELD: RefCell<Option<Vec<String>>> = const { RefCell::new(None) };
+}
+
+/// Says a line, or holds it back.
+pub(crate) fn say(line: impl Into<String>) {
+    let line = line.into();
+    HELD.with_borrow_mut(|held| match held {
+        Some(lines) => lines.push(line),
+        None => eprintln!("{line}"),
+    });
+}
+
+/// Does something, and gives back the lines that it would have said.
+pub(crate) fn held_back<T>(act: impl FnOnce() -> T) -> (T, Vec<String>) {
+    let before = HELD.replace(Some(Vec::new()));
+    let done = act();
+    (done, HELD.replace(before).unwrap_or_default())
+}
 
 /// One step in progress. Dropping it without [`Step::done`] reports it as failed.
 pub(crate) struct Step {
@@ -20,7 +44,8 @@ impl Step {
     /// Shows `title` until the step ends.
     pub(crate) fn start(title: impl Into<String>) -> Self {
         let title = title.into();
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let live = HELD.with_borrow(Option::is_none) && std::io::stderr().is_terminal();
+        let bar = live.then(|| {
             let bar = ProgressBar::new_spinner().with_message(title.clone());
             bar.set_style(
                 ProgressStyle::with_template("{spinner} {msg} [{elapsed}] {prefix:.dim}")
@@ -30,7 +55,7 @@ impl Step {
             bar
         });
         if bar.is_none() {
-            eprintln!("==> {title}");
+            say(format!("==> {title}"));
         }
         Self {
             title,
@@ -53,7 +78,7 @@ impl Step {
     pub(crate) fn note(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("    {line}")),
-            None => eprintln!("    {line}"),
+            None => say(format!("    {line}")),
         }
     }
 
@@ -72,7 +97,7 @@ impl Step {
                 bar.finish_and_clear();
                 eprintln!("  {} ({how}, {took})", self.title);
             }
-            None => eprintln!("    {how}: {} ({took})", self.title),
+            None => say(format!("    {how}: {} ({took})", self.title)),
         }
     }
 }
@@ -96,6 +121,20 @@ pub(crate) fn human(d: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_held_back_is_not_lost() {
+        let (inner, lines) = held_back(|| {
+            say("one");
+            let (_, inner) = held_back(|| say("two"));
+            say("three");
+            inner
+        });
+        assert_eq!(
+            (lines, inner),
+            (vec!["one".into(), "three".into()], vec!["two".into()])
+        );
+    }
 
     #[test]
     fn durations_read_well() {

@@ -3,18 +3,9 @@
  * The C side of migdirty.ko: shared helpers, and the layouts that kernel/sys/mod.rs compares.
  */
 #include <linux/mm_types.h>
-#include <linux/workqueue.h>
 
 #include "zs_helpers.h"
 #include "../../abi/migdirty_backend.h"
-
-struct workqueue_struct *zs_migdirty_workqueue(void);
-
-/* Unbound: operations wait for cards and not for a CPU, and those of many functions at once. */
-struct workqueue_struct *zs_migdirty_workqueue(void)
-{
-	return alloc_workqueue("migdirty", WQ_UNBOUND, 0);
-}
 
 const struct zs_layout_entry zs_layout_table[] = {
 	ZS_SIZE(struct completion),

@@ -6,32 +6,20 @@
 //! `module.rs` can make, and the word that `global_lock!` wants in `registry.rs`.
 
 pub(crate) mod backend;
-pub(crate) mod work;
 
 use crate::{
     abi,
-    common::layout::{layout_table, Entry},
+    common::{
+        argument::plain,
+        layout::{layout_table, Entry},
+    },
     registry,
     uapi::{
         MigdirtyCard, MigdirtyFunctionInfo, MigdirtyIdentity, MigdirtyLogStart, MigdirtyLogSync,
         MigdirtyRange, MigdirtyState, MigdirtyTarget,
     },
 };
-use kernel::{
-    bindings,
-    transmute::{AsBytes, FromBytes},
-};
-
-macro_rules! plain {
-    ($($name:ty)*) => {$(
-        // SAFETY: integers and arrays of integers; every pattern of bits is a value.
-        unsafe impl FromBytes for $name {}
-
-        // SAFETY: no padding (`uapi/tests/header.rs` adds the fields up), so every byte is
-        // initialised.
-        unsafe impl AsBytes for $name {}
-    )*};
-}
+use kernel::bindings;
 
 plain! {
     MigdirtyCard MigdirtyFunctionInfo MigdirtyIdentity MigdirtyLogStart MigdirtyLogSync

@@ -1,77 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 OR MIT
 
-//! Holds `migdirty.h` and `lib.rs` together: a C program prints what the C compiler makes of the
-//! header, and every number must be Rust's.
+//! Holds `migdirty.h` and `lib.rs` together.
 
+use header::{constants, structure, Row};
 use migdirty_uapi::*;
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::mem::{offset_of, size_of};
-use std::path::Path;
-use std::process::Command;
 
-/// Name in the header, C expression, Rust value.
-type Row = (String, String, u64);
-
-macro_rules! rows {
-    ($c:literal, $rust:ty: $($field:ident)*) => {{
-        let zero = <$rust>::ZERO;
-        let mut rows: Vec<Row> = vec![(
-            $c.into(),
-            concat!("sizeof(", $c, ")").into(),
-            size_of::<$rust>() as u64,
-        )];
-        let mut end = 0;
-        $(
-            let field = stringify!($field);
-            let size = size_of_field(&zero.$field);
-            assert_eq!(offset_of!($rust, $field), end, "padding before {field}");
-            end += size;
-            rows.push((
-                format!("{} offset of {field}", $c),
-                format!("offsetof({}, {field})", $c),
-                offset_of!($rust, $field) as u64,
-            ));
-            rows.push((
-                format!("{} size of {field}", $c),
-                format!("sizeof((({} *)0)->{field})", $c),
-                size as u64,
-            ));
-        )*
-        assert_eq!(end, size_of::<$rust>(), "a field is missing here, or there is padding");
-        rows
-    }};
-}
-
-fn size_of_field<T>(_: &T) -> usize {
-    size_of::<T>()
-}
+#[path = "../../../kmod-common/uapi/header.rs"]
+mod header;
 
 #[test]
 fn header_and_rust_say_the_same() {
-    let mut rows = rows!("struct migdirty_card", MigdirtyCard:
+    let mut rows = structure!("struct migdirty_card", MigdirtyCard:
         argsz flags address controller_id controller_type min_granule max_granule reserved
         max_ranges max_ranges_subsystem version vectors commands failures interrupts
         serial model firmware subnqn reserved2);
-    rows.extend(rows!("struct migdirty_function_info", MigdirtyFunctionInfo:
+    rows.extend(
+        structure!("struct migdirty_function_info", MigdirtyFunctionInfo:
         argsz flags address card controller_id reserved ranges granule suspends resumes harvests
-        dirty_bytes states_read states_written reserved2));
-    rows.extend(rows!("struct migdirty_target", MigdirtyTarget: argsz flags address reserved));
-    rows.extend(rows!("struct migdirty_range", MigdirtyRange: iova length));
-    rows.extend(rows!("struct migdirty_log_start", MigdirtyLogStart:
+        dirty_bytes states_read states_written reserved2),
+    );
+    rows.extend(structure!("struct migdirty_target", MigdirtyTarget: argsz flags address reserved));
+    rows.extend(structure!("struct migdirty_range", MigdirtyRange: iova length));
+    rows.extend(structure!("struct migdirty_log_start", MigdirtyLogStart:
         argsz flags address count granule ranges));
-    rows.extend(rows!("struct migdirty_log_sync", MigdirtyLogSync:
+    rows.extend(structure!("struct migdirty_log_sync", MigdirtyLogSync:
         argsz flags address count iova length ranges));
-    rows.extend(rows!("struct migdirty_state", MigdirtyState:
+    rows.extend(structure!("struct migdirty_state", MigdirtyState:
         argsz flags address version reserved uuid data size));
-    rows.extend(rows!("struct migdirty_identity", MigdirtyIdentity:
+    rows.extend(structure!("struct migdirty_identity", MigdirtyIdentity:
         argsz flags address size data));
-    macro_rules! constants {
-        ($($c:literal = $rust:expr;)*) => {
-            [$(($c.into(), $c.into(), u64::from($rust))),*]
-        };
-    }
-    let constants: Vec<Row> = Vec::from(constants! {
+    rows.extend(constants! {
         "MIGDIRTY_GET_CARD" = MIGDIRTY_GET_CARD;
         "MIGDIRTY_GET_FUNCTION" = MIGDIRTY_GET_FUNCTION;
         "MIGDIRTY_LOG_START" = MIGDIRTY_LOG_START;
@@ -98,55 +57,8 @@ fn header_and_rust_say_the_same() {
         "MIGDIRTY_MAX_SYNC_RANGES" = MAX_SYNC_RANGES;
         "MIGDIRTY_MAX_STATE" = MAX_STATE;
     });
-    rows.extend(constants);
-
-    let mut program = String::from(
-        "#include <stddef.h>\n#include <stdio.h>\n#include \"migdirty.h\"\nint main(void)\n{\n",
-    );
-    for (name, expression, _) in &rows {
-        writeln!(
-            program,
-            "\tprintf(\"{name}=%llu\\n\", (unsigned long long)({expression}));"
-        )
-        .unwrap();
-    }
-    program.push_str("\treturn 0;\n}\n");
-
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let source = folder.join("header.c");
-    let binary = folder.join("header");
-    std::fs::write(&source, program).unwrap();
-    let cc = std::env::var("CC").unwrap_or_else(|_| "cc".into());
-    let compiled = Command::new(&cc)
-        .args([
-            "-std=gnu11",
-            "-Wall",
-            "-Wextra",
-            "-Wpadded",
-            "-Werror",
-            "-I",
-        ])
-        .arg(env!("CARGO_MANIFEST_DIR"))
-        .arg("-o")
-        .args([&binary, &source])
-        .status()
-        .unwrap_or_else(|error| panic!("cannot run the C compiler {cc}: {error}"));
-    assert!(compiled.success());
-    let output = Command::new(&binary).output().unwrap();
-    assert!(output.status.success());
-
-    let text = String::from_utf8(output.stdout).unwrap();
-    let said: BTreeMap<&str, u64> = text
-        .lines()
-        .map(|line| {
-            let (name, value) = line.split_once('=').unwrap();
-            (name, value.parse().unwrap())
-        })
-        .collect();
-    for (name, _, value) in &rows {
-        assert_eq!(said[name.as_str()], *value, "{name}");
-    }
-    assert_eq!(said.len(), rows.len());
+    let folder = env!("CARGO_TARGET_TMPDIR");
+    header::compare("migdirty.h", env!("CARGO_MANIFEST_DIR"), folder, &rows);
 }
 
 /// The offsets of `docs/interfaces.md`, section 4.

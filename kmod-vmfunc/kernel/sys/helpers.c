@@ -4,7 +4,9 @@
  * kernel/sys/mod.rs has the Rust face of each, and what it promises.
  */
 #include <linux/anon_inodes.h>
+#include <linux/eventfd.h>
 #include <linux/file.h>
+#include <linux/hash.h>
 #include <linux/kvm_host.h>
 #include <linux/magic.h>
 #include <linux/mm.h>
@@ -12,7 +14,6 @@
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/tracepoint.h>
-#include <linux/workqueue.h>
 #include <asm/asm.h>
 #include <asm/hypervisor.h>
 #include <asm/msr.h>
@@ -21,7 +22,21 @@
 
 /* Exported by kvm.ko: EXPORT_TRACEPOINT_SYMBOL_GPL in arch/x86/kvm/x86.c. */
 extern struct tracepoint __tracepoint_kvm_entry;
-extern struct tracepoint __tracepoint_kvm_exit;
+
+/* What an entry of a vCPU is about: sys::kvm::Vcpu. */
+struct zs_vcpu {
+	const struct kvm *kvm;
+	/*
+	 * Moves with each flush that KVM does for this vCPU alone, before it enters. (Root can clear it in
+	 * debugfs, and so hide a flush if as many come before the next entry as there were before.)
+	 */
+	u64 flushes;
+	u32 index;
+	/* In SMM, or in a guest of its own: KVM uses other roots for both. */
+	bool elsewhere;
+	/* KVM has written RIP since the exit: it emulated or skipped an instruction, or was told to. */
+	bool moved;
+};
 
 /* A VM's address space, watched for its end. */
 struct zs_mm_watch {
@@ -30,80 +45,75 @@ struct zs_mm_watch {
 	void *context;
 };
 
-struct kvm *zs_vcpu_kvm(struct kvm_vcpu *vcpu);
-u32 zs_vcpu_index(struct kvm_vcpu *vcpu);
-bool zs_vcpu_is_elsewhere(struct kvm_vcpu *vcpu);
-u64 zs_vcpu_flushes(struct kvm_vcpu *vcpu);
-bool zs_vcpu_was_moved(struct kvm_vcpu *vcpu);
-int zs_probes_register(void *entry, void *exit);
-void zs_probes_unregister(void *entry, void *exit);
-struct kvm *zs_kvm_get(int fd, int *error, const char **why);
-void zs_kvm_put(struct kvm *kvm);
+unsigned long zs_bucket(unsigned long name);
+int zs_probe_register(void);
+void zs_probe_unregister(void);
+struct kvm *zs_kvm_get(int fd, u64 end, struct module **owner, int *error, const char **why);
+void zs_kvm_put(struct kvm *kvm, struct module *owner);
 u32 zs_kvm_vcpus(struct kvm *kvm);
+u32 zs_kvm_max_vcpus(struct kvm *kvm);
 bool zs_kvm_is_only_ours(struct kvm *kvm);
 void zs_invept_everywhere(void);
-struct workqueue_struct *zs_vmfunc_workqueue(void);
 struct zs_mm_watch *zs_mm_watch(struct kvm *kvm, void (*ended)(void *), void *context);
+/* sys::probe. */
+void zs_vmfunc_entry(const void *first, const struct zs_vcpu *vcpu);
 void zs_mm_unwatch(struct zs_mm_watch *watch);
 int zs_pin(unsigned long address, unsigned long count, struct page **pages);
+int zs_pin_file(int fd, u64 offset, unsigned long count, struct page **pages);
 void zs_unpin(struct page **pages, unsigned long count, struct mm_struct *mm);
 struct mm_struct *zs_mm_grab(void);
+struct eventfd_ctx *zs_eventfd_get(int fd);
+void zs_eventfd_signal(struct eventfd_ctx *context);
+void zs_eventfd_put(struct eventfd_ctx *context);
 u64 zs_page_physical(struct page *page);
+bool zs_page_is_poisoned(struct page *page);
 void *zs_page_address(struct page *page);
 void *zs_physical_address(u64 physical);
 
-struct kvm *zs_vcpu_kvm(struct kvm_vcpu *vcpu)
+/* Heads of the lists of attached VMs: sys::registry. */
+void *zs_attached[64];
+
+/* Which list has a VM: by its page, as hash_32() does it. */
+unsigned long zs_bucket(unsigned long name)
 {
-	return vcpu->kvm;
+	return hash_32(name >> PAGE_SHIFT, ilog2(ARRAY_SIZE(zs_attached)));
 }
 
-u32 zs_vcpu_index(struct kvm_vcpu *vcpu)
-{
-	return vcpu->vcpu_idx;
-}
-
-/* In SMM, or in a guest of its own: KVM uses other roots for both. */
-bool zs_vcpu_is_elsewhere(struct kvm_vcpu *vcpu)
+/* Without a check of the stack, on which nothing is indexed. */
+static noinline __no_stack_protector void zs_attached_entry(void *first, const struct kvm_vcpu *vcpu)
 {
 	u32 elsewhere = HF_GUEST_MASK;
+	struct zs_vcpu known;
 
 #ifdef CONFIG_KVM_SMM
 	elsewhere |= HF_SMM_MASK;
 #endif
-	return vcpu->arch.hflags & elsewhere;
+	known.kvm = vcpu->kvm;
+	known.flushes = vcpu->stat.tlb_flush;
+	known.index = vcpu->vcpu_idx;
+	known.elsewhere = vcpu->arch.hflags & elsewhere;
+	known.moved = test_bit(VCPU_REG_RIP, vcpu->arch.regs_dirty);
+	zs_vmfunc_entry(first, &known);
 }
 
-/* Moves with each flush that KVM does for this vCPU alone, before it enters. */
-u64 zs_vcpu_flushes(struct kvm_vcpu *vcpu)
+/* The probe. VMs that nobody is attached to pay just this. */
+static void zs_entry(void *data, struct kvm_vcpu *vcpu, bool force_immediate_exit)
 {
-	return vcpu->stat.tlb_flush;
+	void *first = smp_load_acquire(&zs_attached[zs_bucket((unsigned long)vcpu->kvm)]);
+
+	if (first)
+		zs_attached_entry(first, vcpu);
 }
 
-/* KVM has written RIP since the exit: it emulated or skipped an instruction, or was told to. */
-bool zs_vcpu_was_moved(struct kvm_vcpu *vcpu)
+int zs_probe_register(void)
 {
-	return test_bit(VCPU_REG_RIP, vcpu->arch.regs_dirty);
+	return tracepoint_probe_register(&__tracepoint_kvm_entry, zs_entry, NULL);
 }
 
-int zs_probes_register(void *entry, void *exit)
+/* Afterwards it does not run. */
+void zs_probe_unregister(void)
 {
-	int error = tracepoint_probe_register(&__tracepoint_kvm_entry, entry, NULL);
-
-	if (error)
-		return error;
-	error = tracepoint_probe_register(&__tracepoint_kvm_exit, exit, NULL);
-	if (error) {
-		tracepoint_probe_unregister(&__tracepoint_kvm_entry, entry, NULL);
-		tracepoint_synchronize_unregister();
-	}
-	return error;
-}
-
-/* Afterwards no probe runs. */
-void zs_probes_unregister(void *entry, void *exit)
-{
-	tracepoint_probe_unregister(&__tracepoint_kvm_entry, entry, NULL);
-	tracepoint_probe_unregister(&__tracepoint_kvm_exit, exit, NULL);
+	tracepoint_probe_unregister(&__tracepoint_kvm_entry, zs_entry, NULL);
 	tracepoint_synchronize_unregister();
 }
 
@@ -134,14 +144,61 @@ static bool zs_has_vmfunc(void)
 }
 
 /*
- * The VM behind a file descriptor, with a reference. file_is_kvm() is for KVM's own modules only,
- * so the file is known by what kvm_intel makes: an anonymous inode of this name, whose operations
- * belong to that module (virt/kvm/kvm_main.c, kvm_init and kvm_dev_ioctl_create_vm).
+ * Why a VM cannot have a slot that ends at this guest-physical address. What vCPUs without CPUID will
+ * be, and those that are made later, is not known here.
  */
-struct kvm *zs_kvm_get(int fd, int *error, const char **why)
+static const char *zs_out_of_reach(struct kvm *kvm, u64 end)
+{
+	union kvm_mmu_page_role role;
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	/* CPUID 80000008h, EAX bits 7:0. What the host itself reserves of them is the guest's, too. */
+	if (end > BIT_ULL(cpuid_eax(0x80000008) & 0xff))
+		return "the slot is beyond this processor's physical addresses (40 bits reach slot 1): take a lower one, or another host";
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		if (!READ_ONCE(vcpu->arch.cpuid_nent))
+			continue;
+		if (end > BIT_ULL(READ_ONCE(vcpu->arch.maxphyaddr)))
+			return "the slot is beyond the guest's physical addresses: give it more bits (QEMU: -cpu host,host-phys-bits=on), or take a lower slot";
+		role.word = READ_ONCE(vcpu->arch.root_mmu.root_role.word);
+		if (role.level > 4)
+			return "KVM's tables for this guest have five levels: give it at most 48 physical address bits (QEMU: -cpu host,host-phys-bits-limit=48)";
+	}
+	return NULL;
+}
+
+/* Why a VM of kvm_intel cannot have views, and what to do. */
+static const char *zs_obstacle(struct kvm *kvm, struct module *module, u64 end)
+{
+	if (zs_parameter(module, "nested", true))
+		return "kvm_intel lets guests use VMX, and then a VMFUNC exit of a guest warns in the host: load it with nested=0";
+	/* Enlightened VMCS, and remote flushes of KVM's own tables only. */
+	if (hypervisor_is_type(X86_HYPER_MS_HYPERV))
+		return "this host is a guest of Hyper-V, by which KVM flushes its own tables only: use another host";
+	if (!zs_parameter(module, "ept", true))
+		return "kvm_intel runs without EPT: load it with ept=1";
+	/* The shadow MMU frees tables below a root that stays. Set by kvm_mmu_init_tdp_mmu(). */
+	if (!kvm->arch.tdp_mmu_roots.next)
+		return "kvm runs without the TDP MMU: load it with tdp_mmu=1";
+	if (!zs_has_vmfunc())
+		return "this processor has no EPTP switching (VMFUNC leaf 0), or the hypervisor below hides it";
+	if (kvm->arch.vm_type != KVM_X86_DEFAULT_VM)
+		return "the VM is of a protected type, whose tables are not the host's to change";
+	return zs_out_of_reach(kvm, end);
+}
+
+/*
+ * The VM behind a file descriptor, with a reference, and one to the module that it is of: VMs hold
+ * none, their files do, and the last reference to a VM runs code of that module. file_is_kvm() is for
+ * KVM's own modules only, so the file is known by what kvm_intel makes: an anonymous inode of this
+ * name, whose operations belong to that module (virt/kvm/kvm_main.c, kvm_init and
+ * kvm_dev_ioctl_create_vm).
+ */
+struct kvm *zs_kvm_get(int fd, u64 end, struct module **owner, int *error, const char **why)
 {
 	struct file *file = fget(fd);
-	struct module *owner;
+	struct module *module;
 	struct kvm *kvm = NULL;
 
 	*why = NULL;
@@ -149,53 +206,42 @@ struct kvm *zs_kvm_get(int fd, int *error, const char **why)
 	if (!file)
 		return NULL;
 	*error = -EINVAL;
-	owner = file->f_op->owner;
+	module = file->f_op->owner;
 	if (file_inode(file)->i_sb->s_magic != ANON_INODE_FS_MAGIC ||
 	    strcmp(file->f_path.dentry->d_name.name, "kvm-vm"))
 		goto out;
 	*error = -EOPNOTSUPP;
-	if (!owner || strcmp(owner->name, "kvm_intel")) {
+	if (!module || strcmp(module->name, "kvm_intel")) {
 		*why = "the VM is not one of the module kvm_intel (another processor, or KVM is built into the kernel)";
 		goto out;
 	}
+	*why = zs_obstacle(file->private_data, module, end);
+	if (*why)
+		goto out;
+	/* The file holds one of each. */
 	kvm = file->private_data;
-	if (zs_parameter(owner, "nested", true)) {
-		*why = "kvm_intel lets guests use VMX, and then a VMFUNC exit of a guest warns in the host: load it with nested=0";
-		kvm = NULL;
-	} else if (hypervisor_is_type(X86_HYPER_MS_HYPERV)) {
-		/* Enlightened VMCS, and remote flushes of KVM's own tables only. */
-		*why = "this host is a guest of Hyper-V, by which KVM flushes its own tables only: use another host";
-		kvm = NULL;
-	} else if (!kvm->arch.tdp_mmu_roots.next) {
-		/* Its shadow MMU frees tables below a root that stays. Set by kvm_mmu_init_tdp_mmu(). */
-		*why = "kvm runs without the TDP MMU: load it with tdp_mmu=1";
-		kvm = NULL;
-	} else if (!zs_has_vmfunc()) {
-		*why = "this processor has no EPTP switching (VMFUNC leaf 0), or the hypervisor below hides it";
-		kvm = NULL;
-	} else if (!zs_parameter(owner, "ept", true)) {
-		*why = "kvm_intel runs without EPT: load it with ept=1";
-		kvm = NULL;
-	} else if (kvm->arch.vm_type != KVM_X86_DEFAULT_VM) {
-		*why = "the VM is of a protected type, whose tables are not the host's to change";
-		kvm = NULL;
-	} else if (!kvm_get_kvm_safe(kvm)) {
-		*why = "the VM is ending";
-		kvm = NULL;
-	}
+	kvm_get_kvm(kvm);
+	__module_get(module);
+	*owner = module;
 out:
 	fput(file);
 	return kvm;
 }
 
-void zs_kvm_put(struct kvm *kvm)
+void zs_kvm_put(struct kvm *kvm, struct module *owner)
 {
 	kvm_put_kvm(kvm);
+	module_put(owner);
 }
 
 u32 zs_kvm_vcpus(struct kvm *kvm)
 {
 	return atomic_read(&kvm->online_vcpus);
+}
+
+u32 zs_kvm_max_vcpus(struct kvm *kvm)
+{
+	return kvm->max_vcpus;
 }
 
 /* Every file of the VM and of its vCPUs holds a reference, so nobody can run one any more. */
@@ -210,8 +256,8 @@ static void zs_invept_here(void *unused)
 
 	/*
 	 * All contexts. #UD: this CPU is not in VMX operation, for example because it is going offline.
-	 * What it has cached it does not use before KVM brings it back, and then KVM flushes all
-	 * contexts (vmx_enable_virtualization_cpu).
+	 * KVM has cleared its VMCSs then, and a VMCS that comes back to it asks for a flush of all
+	 * contexts before its guest is entered (vmx_vcpu_load_vmcs, KVM_REQ_TLB_FLUSH).
 	 */
 	asm volatile("1: invept %0, %1\n"
 		     "2:\n"
@@ -222,11 +268,6 @@ static void zs_invept_here(void *unused)
 void zs_invept_everywhere(void)
 {
 	on_each_cpu(zs_invept_here, NULL, 1);
-}
-
-struct workqueue_struct *zs_vmfunc_workqueue(void)
-{
-	return alloc_workqueue("vmfunc_view", WQ_UNBOUND, 0);
 }
 
 static void zs_mm_release(struct mmu_notifier *notifier, struct mm_struct *mm)
@@ -293,6 +334,78 @@ int zs_pin(unsigned long address, unsigned long count, struct page **pages)
 	return got == -ENOMEM ? got : -EFAULT;
 }
 
+/* Pins pages of the folios, from page first of the first one on, as if one by one. */
+static int zs_take_pages(struct folio **folios, long got, unsigned long first,
+			 unsigned long count, struct page **pages)
+{
+	unsigned long done = 0, here, i;
+	int error = 0;
+	long f;
+
+	for (f = 0; f < got; f++) {
+		if (done == count || first >= folio_nr_pages(folios[f]))
+			break;
+		here = min(folio_nr_pages(folios[f]) - first, count - done);
+		/* One is there. */
+		if (here > 1)
+			error = folio_add_pins(folios[f], here - 1);
+		if (error)
+			break;
+		for (i = 0; i < here; i++)
+			pages[done++] = folio_page(folios[f], first + i);
+		first = 0;
+	}
+	if (done == count && f == got)
+		return 0;
+	/* No room for more pins, or the file was cut meanwhile. */
+	unpin_user_pages(pages, done);
+	unpin_folios(folios + f, got - f);
+	return error ?: -EINVAL;
+}
+
+/*
+ * The same of a file of memory (shmem, hugetlbfs). Whoever may read it may read this. What is not
+ * there yet is made.
+ */
+int zs_pin_file(int fd, u64 offset, unsigned long count, struct page **pages)
+{
+	unsigned long length = count << PAGE_SHIFT;
+	struct folio **folios;
+	struct file *file;
+	pgoff_t first = 0;
+	int error;
+	long got;
+
+	file = fget(fd);
+	if (!file)
+		return -EBADF;
+	error = -EACCES;
+	if (!(file->f_mode & FMODE_READ))
+		goto put;
+	error = -EINVAL;
+	if (offset > MAX_LFS_FILESIZE - length)
+		goto put;
+	error = account_locked_vm(current->mm, count, true);
+	if (error)
+		goto put;
+	error = -ENOMEM;
+	folios = kvcalloc(count, sizeof(*folios), GFP_KERNEL_ACCOUNT);
+	if (!folios)
+		goto uncount;
+	got = memfd_pin_folios(file, offset, offset + length - 1, folios, count, &first);
+	if (got > 0)
+		error = zs_take_pages(folios, got, first >> PAGE_SHIFT, count, pages);
+	else
+		error = got ?: -EINVAL;
+	kvfree(folios);
+uncount:
+	if (error)
+		account_locked_vm(current->mm, count, false);
+put:
+	fput(file);
+	return error;
+}
+
 void zs_unpin(struct page **pages, unsigned long count, struct mm_struct *mm)
 {
 	unpin_user_pages(pages, count);
@@ -306,9 +419,32 @@ struct mm_struct *zs_mm_grab(void)
 	return current->mm;
 }
 
+struct eventfd_ctx *zs_eventfd_get(int fd)
+{
+	return eventfd_ctx_fdget(fd);
+}
+
+void zs_eventfd_signal(struct eventfd_ctx *context)
+{
+	eventfd_signal(context);
+}
+
+void zs_eventfd_put(struct eventfd_ctx *context)
+{
+	eventfd_ctx_put(context);
+}
+
 u64 zs_page_physical(struct page *page)
 {
 	return page_to_phys(page);
+}
+
+/* Of a page of hugetlbfs only the whole is known. */
+bool zs_page_is_poisoned(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	return PageHWPoison(page) || (folio_test_hugetlb(folio) && folio_test_hwpoison(folio));
 }
 
 void *zs_page_address(struct page *page)

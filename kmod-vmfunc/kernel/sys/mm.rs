@@ -23,9 +23,11 @@ extern "C" {
     ) -> *mut c_void;
     fn zs_mm_unwatch(watch: *mut c_void);
     fn zs_pin(address: usize, count: usize, pages: *mut *mut c_void) -> c_int;
+    fn zs_pin_file(fd: c_int, offset: u64, count: usize, pages: *mut *mut c_void) -> c_int;
     fn zs_unpin(pages: *mut *mut c_void, count: usize, mm: *mut c_void);
     fn zs_mm_grab() -> *mut c_void;
     fn zs_page_physical(page: *mut c_void) -> u64;
+    fn zs_page_is_poisoned(page: *mut c_void) -> bool;
 }
 
 /// Wants to know when the address space ends that alone may run a VM.
@@ -88,7 +90,7 @@ impl<T: Mourner> Drop for Watch<T> {
     }
 }
 
-/// Memory of the caller's that stays where it is, to be read.
+/// Memory of the caller's, or of a file of his, that stays where it is, to be read.
 pub(crate) struct Pinned {
     pages: KVVec<*mut c_void>,
     mm: NonNull<c_void>,
@@ -103,10 +105,25 @@ impl Pinned {
     /// Pins `count` pages at `address`, a multiple of 4096. EFAULT bad memory, ENOMEM also beyond
     /// the caller's limit of locked memory.
     pub(crate) fn new(address: usize, count: usize) -> Result<Self> {
+        // SAFETY: there is room. In the context of the caller, whose memory it is.
+        Self::by(count, |pages| unsafe { zs_pin(address, count, pages) })
+    }
+
+    /// Pins `count` pages of the caller's file `fd` from `offset` on, a multiple of 4096. EBADF no
+    /// file, EACCES not open for reading, EINVAL not memory or not that long, ENOMEM also beyond the
+    /// limit.
+    pub(crate) fn of_file(fd: i32, offset: u64, count: usize) -> Result<Self> {
+        // SAFETY: there is room. In the context of the caller, whose file and limit it is.
+        Self::by(count, |pages| unsafe {
+            zs_pin_file(fd, offset, count, pages)
+        })
+    }
+
+    /// `pin` gets room for `count` pages, fills it, and counts them in the caller's mm.
+    fn by(count: usize, pin: impl FnOnce(*mut *mut c_void) -> c_int) -> Result<Self> {
         let mut pages = KVVec::with_capacity(count, GFP_KERNEL)?;
         pages.resize(count, ptr::null_mut(), GFP_KERNEL)?;
-        // SAFETY: room for `count` pages. In the context of the caller, whose memory it is.
-        to_result(unsafe { zs_pin(address, count, pages.as_mut_ptr()) })?;
+        to_result(pin(pages.as_mut_ptr()))?;
         // SAFETY: a process has an mm while it is in an ioctl.
         let mm = unsafe { zs_mm_grab() };
         Ok(Self {
@@ -115,12 +132,18 @@ impl Pinned {
         })
     }
 
-    /// Physical addresses of its pages, in order.
-    pub(crate) fn physical(&self) -> impl Iterator<Item = u64> + '_ {
-        self.pages.iter().map(|page| {
-            // SAFETY: pinned, so live.
-            unsafe { zs_page_physical(*page) }
-        })
+    /// Physical address of its page `number`.
+    pub(crate) fn physical(&self, number: usize) -> Option<u64> {
+        let page = self.pages.get(number)?;
+        // SAFETY: pinned, so live.
+        Some(unsafe { zs_page_physical(*page) })
+    }
+
+    /// Whether the kernel has given its page `number` up after a memory error.
+    pub(crate) fn is_poisoned(&self, number: usize) -> bool {
+        // SAFETY: pinned, so live.
+        let poisoned = |page: &*mut c_void| unsafe { zs_page_is_poisoned(*page) };
+        self.pages.get(number).is_some_and(poisoned)
     }
 }
 

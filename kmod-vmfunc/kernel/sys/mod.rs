@@ -2,36 +2,25 @@
 
 //! The unsafe ground of vmfunc_view.ko that `kmod-common/kernel` does not already cover.
 
+pub(crate) mod eventfd;
 pub(crate) mod kvm;
 pub(crate) mod mm;
 pub(crate) mod module;
 pub(crate) mod page;
-pub(crate) mod probes;
+pub(crate) mod probe;
 pub(crate) mod registry;
 pub(crate) mod vmx;
-pub(crate) mod work;
 
 use crate::{
-    common::layout::{layout_table, Entry},
-    uapi::{VmfuncAttach, VmfuncVcpu, VmfuncView, VmfuncWindow},
+    common::{
+        argument::plain,
+        layout::{layout_table, Entry},
+    },
+    uapi::{VmfuncAttach, VmfuncEventfd, VmfuncQuery, VmfuncVcpu, VmfuncView, VmfuncWindow},
 };
-use kernel::{
-    bindings,
-    transmute::{AsBytes, FromBytes},
-};
+use kernel::bindings;
 
-macro_rules! plain {
-    ($($name:ty)*) => {$(
-        // SAFETY: integers; every pattern of bits is a value.
-        unsafe impl FromBytes for $name {}
-
-        // SAFETY: no padding (`uapi/tests/header.rs` adds the fields up), so every byte is
-        // initialised.
-        unsafe impl AsBytes for $name {}
-    )*};
-}
-
-plain! { VmfuncAttach VmfuncView VmfuncWindow VmfuncVcpu }
+plain! { VmfuncAttach VmfuncView VmfuncWindow VmfuncVcpu VmfuncQuery VmfuncEventfd }
 
 /// Structures whose layout the Rust code relies on, as Rust has it.
 pub(crate) const LAYOUT: &[Entry] = layout_table! {

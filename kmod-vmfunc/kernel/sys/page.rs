@@ -12,6 +12,7 @@ use kernel::{page::Page, prelude::*};
 
 extern "C" {
     fn zs_page_physical(page: *mut c_void) -> u64;
+    fn zs_page_is_poisoned(page: *mut c_void) -> bool;
     fn zs_page_address(page: *mut c_void) -> *mut c_void;
     fn zs_physical_address(physical: u64) -> *mut c_void;
 }
@@ -27,9 +28,16 @@ pub(crate) fn physical(page: &Page) -> u64 {
     unsafe { zs_page_physical(page.as_ptr().cast()) }
 }
 
+/// Whether the kernel has given a page up after a memory error.
+pub(crate) fn is_poisoned(page: &Page) -> bool {
+    // SAFETY: a live page.
+    unsafe { zs_page_is_poisoned(page.as_ptr().cast()) }
+}
+
 /// A paging structure, or an EPTP list: 512 entries that processors read at any time.
 pub(crate) struct Table {
-    page: Page,
+    _page: Page,
+    physical: u64,
     entries: NonNull<[AtomicU64; ENTRIES]>,
 }
 
@@ -39,18 +47,26 @@ unsafe impl Send for Table {}
 unsafe impl Sync for Table {}
 
 impl Table {
-    /// One whose entries are all 0: nothing is present.
-    pub(crate) fn new() -> Result<Self> {
+    /// One whose entries are all `fill`.
+    pub(crate) fn new(fill: u64) -> Result<Self> {
         let page = zeroed()?;
         // SAFETY: a live page of the direct map: x86-64 has no other kind.
         let address = unsafe { zs_page_address(page.as_ptr().cast()) };
         let entries = NonNull::new(address.cast()).ok_or(EINVAL)?;
-        Ok(Self { page, entries })
+        let table = Self {
+            physical: physical(&page),
+            _page: page,
+            entries,
+        };
+        for entry in table.entries() {
+            entry.store(fill, Ordering::Relaxed);
+        }
+        Ok(table)
     }
 
     /// Its physical address.
     pub(crate) fn physical(&self) -> u64 {
-        physical(&self.page)
+        self.physical
     }
 
     /// Its entries.

@@ -6,6 +6,7 @@
 
 use super::sys::Mapping;
 use rustix::io::Result;
+use rustix::mm::Advice;
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Memory of this process that can be mapped for a device or a guest.
@@ -16,6 +17,22 @@ impl Memory {
     /// `length` zeroed bytes, a multiple of 4096.
     pub fn new(length: usize) -> Result<Self> {
         Mapping::anonymous(length).map(Self)
+    }
+
+    /// The same that is no other process's, in pages of 2 MiB where the kernel has some. It can be
+    /// taken away piece by piece.
+    pub fn private(length: usize) -> Result<Self> {
+        Mapping::private(length).map(Self)
+    }
+
+    /// Gives the pages of [`Self::private`] back: they are zeroes afterwards.
+    pub fn discard(&self) -> Result<()> {
+        self.0.advise(Advice::LinuxDontNeed)
+    }
+
+    /// Lets the kernel put the pages somewhere else: they are the same when they are used again.
+    pub fn page_out(&self) -> Result<()> {
+        self.0.advise(Advice::LinuxPageOut)
     }
 
     /// Memory that a driver gives by mmap of its file, which it keeps open.

@@ -8,9 +8,9 @@
 
 use iommufd_bindings::{iommu_ioas_alloc, iommu_ioas_map, iommu_ioas_unmap};
 use rustix::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd};
-use rustix::io::Result;
+use rustix::io::{Errno, Result};
 use rustix::ioctl::{ioctl, Ioctl, IoctlOutput, Opcode};
-use rustix::mm::{mmap, mmap_anonymous, munmap, MapFlags, ProtFlags};
+use rustix::mm::{madvise, mmap, mmap_anonymous, munmap, Advice, MapFlags, ProtFlags};
 use std::ffi::{c_void, CStr};
 use std::ptr;
 use std::sync::atomic::{fence, Ordering};
@@ -130,6 +130,28 @@ impl Mapping {
         // SAFETY: a new mapping at an address that the kernel chooses.
         let start = unsafe { mmap_anonymous(ptr::null_mut(), length, protection, flags) }?;
         Ok(Self { start, length })
+    }
+
+    /// The same of this process alone, in large pages where the kernel has some.
+    pub(super) fn private(length: usize) -> Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: as above.
+        let start =
+            unsafe { mmap_anonymous(ptr::null_mut(), length, protection, MapFlags::PRIVATE) }?;
+        let mapping = Self { start, length };
+        match mapping.advise(Advice::LinuxHugepage) {
+            // This kernel has none.
+            Err(Errno::INVAL) | Ok(()) => {}
+            Err(error) => return Err(error),
+        }
+        mapping.advise(Advice::LinuxPopulateWrite)?;
+        Ok(mapping)
+    }
+
+    /// madvise of all of it. It may lose what is in it, and that it may do at any time anyway.
+    pub(super) fn advise(&self, advice: Advice) -> Result<()> {
+        // SAFETY: ours, and nobody has a reference into it.
+        unsafe { madvise(self.start, self.length, advice) }
     }
 
     /// Part of a device.

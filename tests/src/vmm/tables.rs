@@ -4,7 +4,7 @@
 //! volume 3, chapters 4 "Paging", 3.4.5 "Segment Descriptors", 6.14 and 7.7 for 64-bit mode).
 
 use super::code::{self, USER};
-use super::{GATE, RAM_SIZE, SMALL, SPARE, USER_CODE, USER_DATA};
+use super::{GATE, RAM_SIZE, SMALL, SPARE, SPARE_SIZE, USER_CODE, USER_DATA};
 use crate::vfio::memory::Memory;
 use kvm_bindings::{kvm_dtable, kvm_segment, kvm_sregs};
 
@@ -21,6 +21,16 @@ const BUFFERS: u64 = 0x4_0000;
 const PAGE: u64 = 4096;
 /// A page of the second level.
 const LARGE: u64 = 2 << 20;
+/// Guest-virtual address of the last page of the first vCPU's buffer, behind the page before it and
+/// the gate.
+pub(super) const CHEAT: u64 = GATE + 2 * PAGE;
+/// RET, right behind it.
+const RETURN: (u64, [u8; 1]) = (0x3_9000, [0xc3]);
+/// What leads to [`CHEAT`].
+pub(super) const CHEAT_ENTRY: u64 = TABLES + 5 * PAGE + 2 * 8;
+/// What leads to the gate.
+pub(super) const GATE_ENTRY: u64 = GATE | PRESENT | WRITE;
+
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const FOR_USER: u64 = 1 << 2;
@@ -49,7 +59,7 @@ pub(super) fn stack(vcpu: u64) -> u64 {
 }
 
 /// A vCPU's report.
-pub(super) fn report(vcpu: u64) -> u64 {
+pub(super) const fn report(vcpu: u64) -> u64 {
     REPORTS + vcpu * PAGE
 }
 
@@ -77,7 +87,11 @@ pub(super) fn fill(ram: &Memory) {
     link(table(0), top(GATE), table(3) | kernel);
     link(table(3), 0, table(4) | kernel);
     link(table(4), 0, table(5) | kernel);
-    link(table(5), 0, GATE | kernel);
+    link(table(5), 0, GATE_ENTRY);
+    for i in 1..=2 {
+        link(table(5), i, (BUFFERS + (i + 1) * PAGE) | kernel);
+    }
+    link(table(5), 3, RETURN.0 | kernel);
     for i in 1..32 {
         link(table(4), i, (GATE + i * LARGE) | kernel | LEAF);
     }
@@ -90,11 +104,16 @@ pub(super) fn fill(ram: &Memory) {
     }
     // What tests put there, or nothing.
     link(table(1), SPARE >> 30 & 511, table(11) | kernel);
-    link(table(11), 0, SPARE | kernel | LEAF);
+    for i in 0..SPARE_SIZE / LARGE {
+        link(table(11), i, (SPARE + i * LARGE) | kernel | LEAF);
+    }
     // RAM for ring 3.
     link(table(0), top(USER), table(9) | user);
     link(table(9), 0, table(10) | user);
     link(table(10), 0, user | LEAF);
+
+    // CAST: an address in 2 MiB.
+    ram.write(RETURN.0 as usize, &RETURN.1);
 
     for (i, descriptor) in (0..).zip(DESCRIPTORS) {
         put(GDT + i * 8, descriptor);

@@ -5,8 +5,10 @@
 use super::sys::{stats, Machine};
 use super::{tables, Program, Vm};
 use crate::vfio::memory::Memory;
-use anyhow::{bail, Context as _, Result};
-use kvm_bindings::{kvm_regs, CpuId};
+use anyhow::{bail, ensure, Context as _, Result};
+use kvm_bindings::{
+    kvm_guest_debug, kvm_regs, kvm_sregs, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -23,6 +25,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// KVM_RUN has no effect.
 const AGAIN: Duration = Duration::from_millis(1);
 
+/// Instructions of a trace: no program that is traced has as many.
+const MOST: usize = 10_000;
+
 /// Interrupts on, of which there are none. (Entered with IF = 0, a guest in Bochs holds off the
 /// interrupts of the host until it changes IF, although they are to exit.)
 const RFLAGS: u64 = 0x202;
@@ -33,6 +38,7 @@ pub const NOTHING: u8 = 0x5a;
 const NO_REQUEST: u32 = 0;
 const REQUEST_STOP: u32 = 1;
 const REQUEST_NMI: u32 = 2;
+const REQUEST_SMI: u32 = 3;
 
 /// Why a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,25 +71,29 @@ pub struct End {
 /// A vCPU that does not run.
 #[derive(Debug)]
 pub struct Vcpu {
-    index: u64,
-    file: VcpuFd,
+    pub(super) index: u64,
+    pub(super) file: VcpuFd,
+    /// Registers that KVM began with.
+    pub(super) reset: kvm_sregs,
     ram: Arc<Memory>,
     // Last: the memory goes after the file.
     _machine: Arc<Machine>,
 }
 
 impl Vcpu {
-    pub(super) fn new(vm: &mut Vm, index: u64, cpuid: &CpuId) -> Result<Self> {
+    pub(super) fn new(vm: &mut Vm, index: u64) -> Result<Self> {
         let (file, machine) = vm.machine.create_vcpu(index)?;
         // Before the registers: it tells KVM that there is a 64-bit mode.
-        file.set_cpuid2(cpuid).context("cannot set CPUID")?;
-        let registers = tables::registers(index, file.get_sregs()?);
+        file.set_cpuid2(&vm.cpuid).context("cannot set CPUID")?;
+        let reset = file.get_sregs()?;
+        let registers = tables::registers(index, reset);
         file.set_sregs(&registers)
             .context("cannot set special registers")?;
         vm.stats.push(stats(&file)?);
         Ok(Self {
             index,
             file,
+            reset,
             ram: Arc::clone(&vm.ram),
             _machine: machine,
         })
@@ -91,6 +101,11 @@ impl Vcpu {
 
     /// Lets it run a program, after `set` had its registers.
     pub fn start(self, program: Program, set: impl FnOnce(&mut kvm_regs)) -> Result<Running> {
+        self.prepare(program, set)?;
+        self.go_on()
+    }
+
+    fn prepare(&self, program: Program, set: impl FnOnce(&mut kvm_regs)) -> Result<()> {
         // CAST: an address in 2 MiB.
         self.ram
             .write(tables::report(self.index) as usize, &[0; 4096]);
@@ -101,8 +116,68 @@ impl Vcpu {
             ..Default::default()
         };
         set(&mut registers);
-        self.file.set_regs(&registers)?;
-        self.go_on()
+        Ok(self.file.set_regs(&registers)?)
+    }
+
+    /// Runs a program instruction by instruction until HLT. The addresses of all of them, and the
+    /// registers at the end.
+    pub fn trace(
+        &mut self,
+        program: Program,
+        set: impl FnOnce(&mut kvm_regs),
+    ) -> Result<(Vec<u64>, kvm_regs)> {
+        self.prepare(program, set)?;
+        let mut addresses = vec![self.file.get_regs()?.rip];
+        self.step(true)?;
+        loop {
+            match self.file.run().context("KVM_RUN")? {
+                VcpuExit::Debug(debug) => addresses.push(debug.pc),
+                VcpuExit::Hlt => break,
+                other => bail!("{other:?} in a trace"),
+            }
+            ensure!(addresses.len() < MOST, "a program without an end");
+        }
+        self.step(false)?;
+        Ok((addresses, self.file.get_regs()?))
+    }
+
+    /// Whether KVM_RUN ends after each instruction.
+    fn step(&self, on: bool) -> Result<()> {
+        let control = match on {
+            true => KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP,
+            false => 0,
+        };
+        let debug = kvm_guest_debug {
+            control,
+            ..Default::default()
+        };
+        self.file
+            .set_guest_debug(&debug)
+            .context("KVM_SET_GUEST_DEBUG")
+    }
+
+    /// Lets it run a program instruction by instruction, a string instruction by its steps, until
+    /// `there` says so of its registers. It can go on from there.
+    pub fn step_to(
+        mut self,
+        program: Program,
+        set: impl FnOnce(&mut kvm_regs),
+        there: impl Fn(&kvm_regs) -> bool,
+    ) -> Result<Self> {
+        self.prepare(program, set)?;
+        self.step(true)?;
+        for _ in 0..MOST {
+            match self.file.run().context("KVM_RUN")? {
+                VcpuExit::Debug(_) => {}
+                other => bail!("{other:?} instead of a step"),
+            }
+            if there(&self.file.get_regs()?) {
+                self.step(false)?;
+                return Ok(self);
+            }
+        }
+        let registers = self.file.get_regs()?;
+        bail!("it did not get there in {MOST} steps: {registers:x?}");
     }
 
     /// Lets it run from where it is.
@@ -133,6 +208,7 @@ impl Vcpu {
             match request.swap(NO_REQUEST, Ordering::SeqCst) {
                 REQUEST_STOP => break Stop::Stopped,
                 REQUEST_NMI => self.file.nmi().context("cannot send an NMI")?,
+                REQUEST_SMI => self.file.smi().context("cannot send an SMI")?,
                 _ => {}
             }
             let exit = self.file.run();
@@ -203,6 +279,11 @@ impl Running {
     /// Sends a non-maskable interrupt. It is delivered when the guest runs again.
     pub fn send_nmi(&self) {
         self.ask(REQUEST_NMI);
+    }
+
+    /// Sends a system-management interrupt, likewise.
+    pub fn send_smi(&self) {
+        self.ask(REQUEST_SMI);
     }
 
     fn ask(&self, request: u32) {

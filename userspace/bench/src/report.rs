@@ -100,6 +100,18 @@ impl Figure {
     }
 }
 
+/// The processor's name.
+pub fn cpu() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo")?;
+    let model = text
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let model = model.map_or("unknown", |model| {
+        model.trim_start_matches([' ', '\t', ':'])
+    });
+    Ok(model.to_owned())
+}
+
 /// Exit code of a program that printed `lines` of figures: 2 when one could not be measured.
 pub fn exit_code<'a>(lines: impl IntoIterator<Item = &'a Value>) -> ExitCode {
     if lines.into_iter().any(|line| line["value"].is_null()) {

@@ -5,17 +5,19 @@
 use crate::address::Address;
 use crate::card::CardOptions;
 use crate::size;
-use clap::{Args, Parser, Subcommand};
+use crate::view::ViewCommand;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use migdirty_uapi::MigdirtyRange;
+use serde::Serialize;
 use std::path::PathBuf;
 
-/// Looks after migration-capable cards and their functions
+/// Looks after migration-capable cards, their functions, and windows of guests
 ///
 /// A card is a PCI device with an NVMe administrative controller, which the module migdirty drives,
 /// and functions that it manages. A function whose driver is zeroshift_vfio_pci can be passed
 /// through to a guest, and the guest with it can be migrated. Functions are named by their PCI
-/// address, 0000:02:00.0, or 02:00.0 in domain 0. All commands want root but 'inspect', 'card',
-/// 'completions' and 'man'.
+/// address, 0000:02:00.0, or 02:00.0 in domain 0. 'zeroshift view' needs no card: it gives guests
+/// windows onto memory. All commands want root but 'inspect', 'card', 'completions' and 'man'.
 #[derive(Debug, Parser)]
 #[command(name = "zeroshift", version, after_long_help = MORE)]
 pub(crate) struct Arguments {
@@ -28,7 +30,7 @@ pub(crate) struct Arguments {
 const MORE: &str = "\
 FROM A CARD TO A GUEST THAT MOVES
   On both hosts, as root:
-    zeroshift doctor                     what this host lacks to migrate guests
+    zeroshift doctor migration           what this host lacks to migrate guests
     zeroshift list --functions           cards, and the functions that they manage
     zeroshift bind 0000:02:00.0          a function goes to the VFIO driver that migrates
     qemu-system-x86_64 ... -device vfio-pci,host=0000:02:00.0 [-incoming tcp:0:4444]
@@ -45,11 +47,12 @@ EXIT STATUS
 /// Subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Say what this host lacks to migrate guests, and the next step
+    /// Say what this host lacks to migrate guests and to give them views, and the next step
     ///
-    /// Looks at the kernel (without IOMMUFD, as Debian builds it, nothing can report what a function
-    /// writes, and QEMU refuses to migrate), the IOMMU, the modules, the cards and their functions.
-    /// Changes nothing. The exit status is 1 when something is missing.
+    /// For migration it looks at the kernel (without IOMMUFD, as Debian builds it, nothing can report
+    /// what a function writes, and QEMU refuses to migrate), the IOMMU, the modules, the cards and their
+    /// functions; for views at the processor (Intel's VMFUNC), KVM's parameters and the module. Changes
+    /// nothing. The exit status is 1 when something is missing of what was asked for.
     Doctor(DoctorOptions),
     /// List the cards of this machine and what each can do
     ///
@@ -93,6 +96,13 @@ pub(crate) enum Command {
     Restore(RestoreOptions),
     /// Show what a saved file is, and whether it is whole
     Inspect(InspectOptions),
+    /// Give the guest of a running VMM windows onto memory, which it opens and closes by VMFUNC
+    ///
+    /// For the guests of KVM on Intel processors, with the module vmfunc_view. A view is the guest's
+    /// memory with windows beside it; VMFUNC leaf 0 with its index in ECX switches to it, without a VM
+    /// exit. What the guest's code has to keep to is section 16 of docs/interfaces.md.
+    #[command(subcommand)]
+    View(ViewCommand),
     /// Look into a software card that zerocard serves, or make it misbehave
     ///
     /// Asks the card over the control socket in its directory.
@@ -135,9 +145,37 @@ pub(crate) struct Places {
     pub(crate) device: PathBuf,
 }
 
+/// What a host may be for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Purpose {
+    /// Guests with functions that move to another host
+    Migration,
+    /// Windows for guests, by VMFUNC ('zeroshift view')
+    Views,
+}
+
+impl Purpose {
+    /// What a host can, and what it cannot.
+    pub(crate) fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Migration => ("can migrate guests", "cannot migrate guests yet"),
+            Self::Views => ("can give guests views", "cannot give guests views yet"),
+        }
+    }
+}
+
 /// Options of `doctor`.
 #[derive(Args, Debug)]
 pub(crate) struct DoctorOptions {
+    /// What for [default: both]
+    #[arg(value_name = "PURPOSE")]
+    pub(crate) purposes: Vec<Purpose>,
+
+    /// Device of the module vmfunc_view
+    #[arg(long, value_name = "PATH", default_value = "/dev/vmfunc", hide = true)]
+    pub(crate) vmfunc: PathBuf,
+
     /// Print one JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! `zeroshift doctor`: whether this host can migrate guests, what it lacks, and the next step.
+//! `zeroshift doctor`: whether this host can migrate guests and give them views, what it lacks, and the
+//! next step. Views are in `doctor/views.rs`.
 //!
-//! First of all the kernel: without the bitmaps of IOMMUFD no VFIO driver can report what a function
+//! For migration, first of all the kernel: without the bitmaps of IOMMUFD no VFIO driver can report what a function
 //! writes, and QEMU then refuses to migrate, however good the card is. Only looks.
 
+pub(crate) mod views;
+
 use crate::backend::Backend;
-use crate::cli::{DoctorOptions, DRIVER};
+use crate::cli::{DoctorOptions, Purpose, DRIVER};
 use crate::device::{self, Cards, Device};
 use crate::function::Report;
 use crate::list;
 use crate::modules;
 use crate::sysfs::{names, Sysfs};
 use crate::table;
+use crate::usage::System;
 use crate::WRITING;
 use anyhow::{bail, Context as _, Result};
 use migdirty_uapi::{
     MigdirtyCard, MIGDIRTY_CARD_LIVE, MIGDIRTY_CARD_LIVE_MIGRATION, MIGDIRTY_CARD_TRACKS_MEMORY,
 };
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{json, Value};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -33,14 +37,14 @@ const REPORTS: &str = "iova_bitmap_set";
 enum State {
     /// As it should be.
     Ok,
-    /// Not there: guests cannot be migrated.
+    /// Not there: what needs it does not work.
     Missing,
     /// Cannot be told from here.
     Unknown,
 }
 
 /// A check, in the form of `docs/interfaces.md`, section 14.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq)]
 struct Check {
     name: &'static str,
     state: State,
@@ -76,11 +80,33 @@ impl Check {
     }
 }
 
+/// The checks of a purpose.
+struct Section {
+    purpose: Purpose,
+    checks: Vec<Check>,
+}
+
 /// Runs the subcommand.
 pub(crate) fn run(options: &DoctorOptions, output: &mut impl Write) -> Result<()> {
     let sysfs = Sysfs::new(&options.places.sysfs);
+    let mut purposes = options.purposes.clone();
+    if purposes.is_empty() {
+        purposes = vec![Purpose::Migration, Purpose::Views];
+    }
+    purposes.dedup();
+    let sections = purposes.into_iter().map(|purpose| Section {
+        purpose,
+        checks: match purpose {
+            Purpose::Migration => migration(options, &sysfs),
+            Purpose::Views => views::checks(&sysfs, &System::default(), &options.vmfunc),
+        },
+    });
+    show(&sections.collect::<Vec<_>>(), options.json, output)
+}
+
+fn migration(options: &DoctorOptions, sysfs: &Sysfs) -> Vec<Check> {
     let device = Device::open(&options.places.device);
-    let mut checks = vec![kernel(Path::new("/proc")), iommu(&sysfs)];
+    let mut checks = vec![kernel(Path::new("/proc")), iommu(sysfs)];
     checks.push(match &device {
         Ok(Some(_)) => Check::ok("migdirty", "the module is loaded".into()),
         Ok(None) => Check::missing(
@@ -94,33 +120,58 @@ pub(crate) fn run(options: &DoctorOptions, output: &mut impl Write) -> Result<()
         Err(error) => Check::unknown("migdirty", format!("{error:#}"), "sudo zeroshift doctor"),
     });
     // In the order in which the modules load: this one needs the other.
-    checks.push(front_end(&sysfs));
+    checks.push(front_end(sysfs));
     if let Ok(Some(device)) = &device {
-        checks.extend([cards(device), functions(&sysfs, device)]);
+        checks.extend([cards(device), functions(sysfs, device)]);
     }
-    show(&checks, options.json, output)
+    checks
 }
 
-fn show(checks: &[Check], as_json: bool, output: &mut impl Write) -> Result<()> {
-    let open = checks.iter().filter(|check| check.state != State::Ok);
-    let open = open.count();
+fn show(sections: &[Section], as_json: bool, output: &mut impl Write) -> Result<()> {
+    let is_open = |check: &&Check| check.state != State::Ok;
+    let all: Vec<&Check> = sections
+        .iter()
+        .flat_map(|section| &section.checks)
+        .collect();
+    let open = all.iter().copied().filter(is_open).count();
     if as_json {
-        let value = json!({"ready": open == 0, "checks": checks});
-        writeln!(output, "{value}").context(WRITING)?;
+        let checks: Vec<Value> = sections.iter().flat_map(Section::json).collect();
+        writeln!(output, "{}", json!({"ready": open == 0, "checks": checks})).context(WRITING)?;
     } else {
-        write_text(checks, output).context(WRITING)?;
+        for section in sections {
+            let (can, cannot) = section.purpose.words();
+            write_text(&section.checks, output).context(WRITING)?;
+            let verdict = match section.checks.iter().any(|check| is_open(&check)) {
+                true => cannot,
+                false => can,
+            };
+            writeln!(output, "this host {verdict}").context(WRITING)?;
+        }
     }
     if open != 0 {
         bail!(
-            "this host cannot migrate guests yet: {open} of {} checks did not come out well, \
-             each with its next step",
-            checks.len()
+            "{open} of {} checks did not come out well, each with its next step",
+            all.len()
         );
     }
-    if !as_json {
-        writeln!(output, "this host can migrate guests").context(WRITING)?;
-    }
     Ok(())
+}
+
+impl Section {
+    fn json(&self) -> Vec<Value> {
+        let checks = self.checks.iter();
+        checks
+            .map(|check| {
+                let Check {
+                    name,
+                    state,
+                    found,
+                    fix,
+                } = check;
+                json!({"for": self.purpose, "name": name, "state": state, "found": found, "fix": fix})
+            })
+            .collect()
+    }
 }
 
 fn write_text(checks: &[Check], output: &mut impl Write) -> std::io::Result<()> {
@@ -249,7 +300,6 @@ mod tests {
     use crate::device::tests::Fake as FakeCards;
     use crate::fake::Fake;
     use crate::sysfs::tests::FakeSysfs;
-    use serde_json::Value;
 
     fn kernel_with(symbols: &str) -> Check {
         let proc = tempfile::tempdir().unwrap();
@@ -344,29 +394,40 @@ mod tests {
 
     #[test]
     fn the_verdict_is_the_exit_status() {
+        let section = |purpose, checks| Section { purpose, checks };
         let good = || Check::ok("one", "fine".into());
         let mut output = vec![];
-        show(&[good()], false, &mut output).unwrap();
+        let migration = section(Purpose::Migration, vec![good()]);
+        show(&[migration], false, &mut output).unwrap();
         assert_eq!(
             String::from_utf8(output).unwrap(),
             "ok  one  fine\nthis host can migrate guests\n"
         );
-        let checks = [good(), Check::missing("two", "none".into(), "get it")];
+        let sections = [
+            section(Purpose::Migration, vec![good()]),
+            section(
+                Purpose::Views,
+                vec![good(), Check::missing("two", "none".into(), "get it")],
+            ),
+        ];
         let mut output = vec![];
-        let error = show(&checks, false, &mut output).unwrap_err().to_string();
-        assert!(error.contains("1 of 2 checks"), "{error}");
+        let error = show(&sections, false, &mut output).unwrap_err().to_string();
+        assert!(error.contains("1 of 3 checks"), "{error}");
         assert_eq!(
             String::from_utf8(output).unwrap(),
-            "ok       one  fine\nMISSING  two  none\n              => get it\n"
+            "ok  one  fine\nthis host can migrate guests\n\
+             ok       one  fine\nMISSING  two  none\n              => get it\n\
+             this host cannot give guests views yet\n"
         );
         let mut output = vec![];
-        assert!(show(&checks, true, &mut output).is_err());
+        assert!(show(&sections, true, &mut output).is_err());
         let value: Value = serde_json::from_slice(&output).unwrap();
         assert_eq!(
             value,
             json!({"ready": false, "checks": [
-                {"name": "one", "state": "ok", "found": "fine", "fix": null},
-                {"name": "two", "state": "missing", "found": "none", "fix": "get it"}]})
+                {"for": "migration", "name": "one", "state": "ok", "found": "fine", "fix": null},
+                {"for": "views", "name": "one", "state": "ok", "found": "fine", "fix": null},
+                {"for": "views", "name": "two", "state": "missing", "found": "none", "fix": "get it"}]})
         );
     }
 }

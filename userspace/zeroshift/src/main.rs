@@ -30,6 +30,7 @@ mod sys;
 mod sysfs;
 mod table;
 mod usage;
+mod view;
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         cli::Command::Save(options) => save::save(&options, &mut output),
         cli::Command::Restore(options) => save::restore(&options, &mut output),
         cli::Command::Inspect(options) => inspect::run(&options, &mut output),
+        cli::Command::View(command) => view::run(&command, &mut output),
         cli::Command::Card(options) => card::run(&options, &mut output),
         cli::Command::Completions { shell } => pages::completions(shell, &mut output),
         cli::Command::Man { all: Some(dir), .. } => pages::all(&dir),

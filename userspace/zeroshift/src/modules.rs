@@ -8,7 +8,7 @@ use crate::cli::DRIVER;
 /// `cargo xtask build` prints, and nobody loads what they need. `docs/zeroshift.md` explains it.
 pub(crate) fn load(module: &str) -> String {
     match module {
-        "migdirty" => or_by_path(module),
+        "migdirty" | "vmfunc_view" => or_by_path(module),
         DRIVER => format!("modprobe vfio_pci_core; {}", or_by_path(module)),
         // The kernel's own.
         _ => format!("modprobe {module}"),

@@ -15,11 +15,7 @@ use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::ioctl::{ioctl, Opcode, Updater};
 
-/// An argument: how large it says it is.
-trait Argument {
-    fn argsz(&mut self) -> &mut u32;
-}
-
+/// Implements [`Argument`] for structures that begin with `argsz`.
 macro_rules! arguments {
     ($($name:ident)*) => {
         $(impl Argument for $name {
@@ -28,6 +24,13 @@ macro_rules! arguments {
             }
         })*
     };
+}
+
+pub(crate) mod vmfunc;
+
+/// An argument: how large it says it is.
+trait Argument {
+    fn argsz(&mut self) -> &mut u32;
 }
 
 arguments!(MigdirtyCard MigdirtyFunctionInfo MigdirtyIdentity MigdirtyLogStart MigdirtyLogSync
@@ -46,7 +49,7 @@ unsafe fn ask<const OPCODE: Opcode, T: Argument>(
     loop {
         // The kernel writes no more than this says, so it must not say more than there is.
         *argument.argsz() = size_of::<T>() as u32;
-        // SAFETY: by the contract of this function. On a file that is not /dev/migdirty the kernel
+        // SAFETY: by the contract of this function. On a file that is not of that device the kernel
         // refuses the number, or means another structure of the same size: the size is part of the
         // number.
         let result = unsafe { ioctl(&device, Updater::<OPCODE, T>::new(argument)) };

@@ -134,8 +134,8 @@ fn mounts(system: &System, blocks: &[String]) -> Vec<String> {
     lines.collect()
 }
 
-/// Processes that have one of `nodes` open.
-fn processes(system: &System, nodes: &[String]) -> Vec<String> {
+/// Processes that have one of `nodes` below `/dev` open, in sentences.
+pub(crate) fn processes(system: &System, nodes: &[String]) -> Vec<String> {
     let wanted: Vec<PathBuf> = nodes
         .iter()
         .map(|node| Path::new("/dev").join(node))

@@ -16,7 +16,7 @@ use anyhow::{bail, Context as _, Result};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
 use crate::command::tail;
-use crate::ui::Step;
+use crate::ui::{say, Step};
 
 /// What a kernel prints when something is wrong. Each must never appear in a run that passes.
 const TROUBLE: [&str; 34] = [
@@ -56,6 +56,10 @@ const TROUBLE: [&str; 34] = [
     "AMD-Vi: Event logged",
 ];
 
+/// For how long a kernel says nothing before its first program only if it hangs. QEMU's translator may lose a kernel
+/// while it boots two processors, before any code of ours is there: `docs/rigs.md`, limits.
+pub(crate) const SILENCE: Duration = Duration::from_secs(180);
+
 /// What one job printed and how it ended.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Job {
@@ -74,6 +78,8 @@ pub(crate) struct Transcript {
     pub(crate) lines: Vec<String>,
     /// Jobs in the order they began.
     pub(crate) jobs: Vec<Job>,
+    /// Its first program ran.
+    pub(crate) booted: bool,
     /// The end marker came.
     pub(crate) halted: bool,
     /// Kernel reports.
@@ -106,6 +112,8 @@ impl Transcript {
             }
         } else if line.trim_end() == "ZS-HALT" {
             self.halted = true;
+        } else if line.starts_with("ZS-BOOT") {
+            self.booted = true;
         } else {
             if let Some(job) = running {
                 job.lines.push(line.clone());
@@ -263,9 +271,16 @@ impl Lines {
 }
 
 /// Runs an emulator to the end marker or `limit`. Its standard output is one console, its standard
-/// error another: a kernel and programs that shared one would cut each other's lines in two.
-pub(crate) fn run(step: &Step, cmd: Command, log: &Path, limit: Duration) -> Result<Transcript> {
-    watched(cmd, log, limit, &mut |line| step.detail(line))
+/// error another: a kernel and programs that shared one would cut each other's lines in two. When its kernel says nothing for
+/// `silence` before its first program, once, it is ended and started again.
+pub(crate) fn run(
+    step: &Step,
+    cmd: Command,
+    log: &Path,
+    limit: Duration,
+    silence: Option<Duration>,
+) -> Result<Transcript> {
+    watched(cmd, log, limit, silence, &mut |line| step.detail(line))
 }
 
 /// The same; `watch` gets every line as it comes.
@@ -273,12 +288,32 @@ pub(crate) fn watched(
     mut cmd: Command,
     log: &Path,
     limit: Duration,
+    silence: Option<Duration>,
     watch: &mut dyn FnMut(&str),
 ) -> Result<Transcript> {
     if let Some(dir) = log.parent() {
         std::fs::create_dir_all(dir)?;
     }
     let mut file = File::create(log).with_context(|| format!("create {}", log.display()))?;
+    if let Some(transcript) = once(&mut cmd, log, &mut file, limit, silence, watch)? {
+        return Ok(transcript);
+    }
+    let what = "the kernel hung while it booted; it is started once more";
+    say(format!("    {what} ({})", log.display()));
+    writeln!(file, "--- {what}")?;
+    let second = once(&mut cmd, log, &mut file, limit, None, watch)?;
+    second.context("a kernel may hang as long as it likes")
+}
+
+/// Runs it once. None when the kernel hung while it booted.
+fn once(
+    cmd: &mut Command,
+    log: &Path,
+    file: &mut File,
+    limit: Duration,
+    silence: Option<Duration>,
+    watch: &mut dyn FnMut(&str),
+) -> Result<Option<Transcript>> {
     let mut transcript = Transcript {
         log: log.to_owned(),
         ..Transcript::default()
@@ -286,16 +321,20 @@ pub(crate) fn watched(
     let ((out, out_write), (err, err_write)) = (Lines::pipe()?, Lines::pipe()?);
     let running = Running::start(cmd.stdin(Stdio::null()).stdout(out_write).stderr(err_write))?;
     // The command holds the write ends: without this there is no end of file.
-    drop(cmd);
+    cmd.stdout(Stdio::null()).stderr(Stdio::null());
     let mut streams = [out, err];
     let mut record = |transcript: &mut Transcript, line: &str| {
         watch(line);
-        transcript.record(&mut file, line)
+        transcript.record(file, line)
     };
     let end = Instant::now() + limit;
+    let mut hung = false;
     while !transcript.halted && streams.iter().any(|s| !s.ended) {
-        let ready = ready(&streams, end)?;
+        let silence = silence.filter(|_| !transcript.booted);
+        let until = silence.map_or(end, |silence| end.min(Instant::now() + silence));
+        let ready = ready(&streams, until)?;
         if ready.is_empty() {
+            hung = until < end && transcript.trouble.is_empty();
             transcript.stopped = Some(format!("no end within {}", crate::ui::human(limit)));
             break;
         }
@@ -310,7 +349,7 @@ pub(crate) fn watched(
             stream.read(|line| record(&mut transcript, line))?;
         }
     }
-    Ok(transcript)
+    Ok((!hung).then_some(transcript))
 }
 
 /// Which of the streams can be read; none when `end` comes first.
@@ -354,6 +393,42 @@ mod tests {
         let mut t = Transcript::default();
         text.lines().for_each(|l| t.take(l));
         t
+    }
+
+    /// A shell that hangs when it is started for the first time, before it says that it has booted or behind that.
+    fn hanging(dir: &Path, first: &str) -> Result<Transcript> {
+        let mut shell = Command::new("sh");
+        let script = format!(
+            "if mkdir {dir}/once; then {first}; exec sleep 1000; fi; echo ZS-BOOT 7.2; echo ZS-BEGIN a; echo ZS-END a 0; echo ZS-HALT",
+            dir = dir.display()
+        );
+        shell.args(["-c", &script]);
+        let (limit, silence) = (Duration::from_secs(4), Some(Duration::from_secs(2)));
+        watched(shell, &dir.join("log"), limit, silence, &mut |_| {})
+    }
+
+    #[test]
+    fn a_kernel_that_hangs_while_it_boots_is_started_once_more() {
+        let dir = std::env::temp_dir().join(format!("zs-console-{}", std::process::id()));
+        let run = |first: &str| {
+            std::fs::create_dir_all(&dir).unwrap();
+            let transcript = hanging(&dir, first).unwrap();
+            let log = std::fs::read_to_string(dir.join("log")).unwrap();
+            std::fs::remove_dir_all(&dir).unwrap();
+            (transcript, log)
+        };
+        let (again, log) = run("echo x");
+        again.check().unwrap();
+        assert!(
+            log.contains("x\n--- the kernel hung while it booted"),
+            "{log}"
+        );
+        let (once, log) = run("echo ZS-BOOT 7.2");
+        assert!(once.check().is_err() && once.jobs.is_empty());
+        assert_eq!(log, "ZS-BOOT 7.2\n");
+        let (trouble, log) = run("echo BUG: x");
+        assert!(trouble.check().is_err());
+        assert_eq!(log, "BUG: x\n");
     }
 
     #[test]
@@ -418,6 +493,7 @@ mod tests {
             cmd,
             &log,
             Duration::from_secs(60),
+            None,
         )
         .unwrap();
         std::fs::remove_file(&log).unwrap();
@@ -430,7 +506,14 @@ mod tests {
     fn a_machine_that_never_stops_talking_is_ended() {
         let log = std::env::temp_dir().join(format!("xtask-talk-{}", std::process::id()));
         let limit = Duration::from_millis(200);
-        let t = run(&Step::start("a talker"), Command::new("yes"), &log, limit).unwrap();
+        let t = run(
+            &Step::start("a talker"),
+            Command::new("yes"),
+            &log,
+            limit,
+            None,
+        )
+        .unwrap();
         std::fs::remove_file(&log).unwrap();
         assert!(t.stopped.is_some());
     }
@@ -446,6 +529,7 @@ mod tests {
             cmd,
             &log,
             Duration::from_secs(60),
+            None,
         )
         .unwrap();
         std::fs::remove_file(&log).unwrap();
@@ -462,6 +546,7 @@ mod tests {
             cmd,
             &log,
             Duration::from_millis(300),
+            None,
         )
         .unwrap();
         std::fs::remove_file(&log).unwrap();

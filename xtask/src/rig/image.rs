@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -162,6 +162,7 @@ fn pack(root: &BuildRoot, tree: &Path, to: &Path) -> Result<()> {
 /// The layer of one run: files and jobs.
 #[derive(Debug, Default)]
 pub(crate) struct Overlay {
+    layers: Vec<PathBuf>,
     files: Vec<(String, PathBuf)>,
     jobs: Vec<(String, String)>,
 }
@@ -170,6 +171,12 @@ impl Overlay {
     /// Nothing yet.
     pub(crate) fn new() -> Self {
         Self::default()
+    }
+
+    /// Puts a layer below it, such as [`qemu`].
+    pub(crate) fn layer(mut self, layer: PathBuf) -> Self {
+        self.layers.push(layer);
+        self
     }
 
     /// Adds the host's file `from` as `to` (absolute), executable.
@@ -184,7 +191,7 @@ impl Overlay {
         self
     }
 
-    /// Writes the whole image, `layers` first, to `to`.
+    /// Writes the whole image, `layers` and its own first, to `to`.
     pub(crate) fn write(&self, root: &BuildRoot, layers: &[PathBuf], to: &Path) -> Result<()> {
         let tree = to.with_extension("tree");
         fs::create_dir_all(tree.join("zs/jobs"))?;
@@ -197,13 +204,14 @@ impl Overlay {
                 .with_context(|| format!("copy {} into an image", from.display()))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
         }
+        strip(root, &tree, self.files.iter().map(|(to, _)| to.as_str()))?;
         for (i, (name, script)) in self.jobs.iter().enumerate() {
             fs::write(tree.join(format!("zs/jobs/{i:02}-{name}")), script)?;
         }
         let own = to.with_extension("layer");
         pack(root, &tree, &own)?;
         let mut image = File::create(to)?;
-        for layer in layers.iter().chain([&own]) {
+        for layer in layers.iter().chain(&self.layers).chain([&own]) {
             io::copy(
                 &mut File::open(layer).with_context(|| format!("open {}", layer.display()))?,
                 &mut image,
@@ -212,6 +220,27 @@ impl Overlay {
         fs::remove_file(own)?;
         Ok(fs::remove_dir_all(tree)?)
     }
+}
+
+/// Takes debug information out of those of `files` that are programs or modules: it is four fifths of a program, and
+/// a machine in Bochs unpacks its image for seconds.
+fn strip<'a>(root: &BuildRoot, tree: &Path, files: impl Iterator<Item = &'a str>) -> Result<()> {
+    let mut strip = root.command_with("strip", &[], Network::None);
+    strip.arg("--strip-debug");
+    let mut any = false;
+    for file in files {
+        let path = tree.join(file.trim_start_matches('/'));
+        let mut magic = [0; 4];
+        let read = File::open(&path)?.read(&mut magic)?;
+        if magic[..read] == *b"\x7fELF" {
+            strip.arg(&path);
+            any = true;
+        }
+    }
+    if any {
+        command::output(strip)?;
+    }
+    Ok(())
 }
 
 /// `kernel/drivers/a-b.ko.xz` is called `a_b`.

@@ -13,7 +13,7 @@ use anyhow::Result;
 
 use super::accel::Accelerator;
 use super::card;
-use super::console::{self, Transcript};
+use super::console::{self, Transcript, SILENCE};
 use super::image::{self, Overlay};
 use crate::buildroot::{BuildRoot, Network};
 use crate::cache::Cache;
@@ -150,6 +150,7 @@ impl L1<'_> {
             qemu,
             &cache.log(&format!("console-{}", self.name)),
             self.limit,
+            Some(SILENCE),
             &mut |line| watch(&step, line),
         )?;
         step.done();

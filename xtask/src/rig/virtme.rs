@@ -13,7 +13,7 @@ use anyhow::Result;
 
 use super::accel::Accelerator;
 use super::card;
-use super::console::{self, Transcript};
+use super::console::{self, Transcript, SILENCE};
 use super::l1::{self, Iommu, Place};
 use crate::buildroot::Network;
 use crate::kernel::Kernel;
@@ -78,6 +78,7 @@ impl Virtme<'_> {
             vng,
             &place.cache.log(&format!("console-{}", self.name)),
             self.limit,
+            Some(SILENCE),
         )?;
         step.done();
         Ok(transcript)

@@ -47,7 +47,7 @@ fn cargo_test(
     );
     // A crate that does not compile counts no test, and must fail all the same.
     match outcome {
-        Err(e) if counts.failed > 0 => eprintln!("    {e:#}"),
+        Err(e) if counts.failed > 0 => crate::ui::say(format!("    {e:#}")),
         Err(e) => return Err(e),
         Ok(_) => {}
     }

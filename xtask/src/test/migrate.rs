@@ -388,7 +388,7 @@ pub(crate) fn frame(ran: &Ran) -> Vec<(&'static str, Result<()>)> {
 /// The same as results, and how the moves went for the reader.
 fn common(ran: &Ran, results: &mut Results) {
     for line in ran.reports().flat_map(|report| report.lines()) {
-        eprintln!("    {line}");
+        crate::ui::say(format!("    {line}"));
     }
     for (name, outcome) in frame(ran) {
         results.check(name, outcome);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The test run: scenarios in levels, one after another, and the closing line `N passed, N failed, N skipped`.
+//! The test run: scenarios in levels, in two rows beside each other, and the closing line `N passed, N failed, N skipped`.
 //!
 //! A scenario boots at most one rig and yields one result per thing it looked at. In CI a skip that `ci/skips`
 //! does not list is a failure: what silently stops running is not tested.
@@ -21,7 +21,8 @@ mod variant;
 mod vmfunc;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, Context as _, Result};
 use clap::ValueEnum;
@@ -29,7 +30,7 @@ use clap::ValueEnum;
 use crate::ktap::{self, Counts, Outcome};
 use crate::rig::console::{Job, Transcript};
 use crate::session::Session;
-use crate::ui::human;
+use crate::ui::{held_back, human, say, Step};
 
 /// What a scenario proves, and what it costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,6 +65,13 @@ impl Level {
     }
 }
 
+impl Level {
+    /// Whether its machines are slow whatever else this one does: they run beside the others.
+    fn is_patient(self) -> bool {
+        matches!(self, Self::Vmfunc | Self::Debug)
+    }
+}
+
 /// Results of a scenario.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
@@ -77,7 +85,7 @@ impl Results {
         let outcome = match outcome {
             Ok(()) => Outcome::Passed,
             Err(e) => {
-                eprintln!("    {name}: {e:#}");
+                say(format!("    {name}: {e:#}"));
                 Outcome::Failed
             }
         };
@@ -93,10 +101,8 @@ impl Results {
         let report = ktap::parse(&job.lines, job.exit);
         if report.counts().failed > 0 {
             let why = report.broken.as_deref().unwrap_or("a test failed");
-            eprintln!(
-                "    {name}: {why}\n{}",
-                crate::command::tail(&job.lines.join("\n"), 60)
-            );
+            let last = crate::command::tail(&job.lines.join("\n"), 60);
+            say(format!("    {name}: {why}\n{last}"));
         }
         if report.broken.is_some() {
             self.all.push((name.to_owned(), Outcome::Failed));
@@ -281,6 +287,18 @@ const SCENARIOS: &[Scenario] = &[
         run: vmfunc::bochs,
     },
     Scenario {
+        level: Level::Vmfunc,
+        name: "two-processors",
+        what: "views and windows come and go on one processor, and are in use on another",
+        run: vmfunc::two_processors,
+    },
+    Scenario {
+        level: Level::Vmfunc,
+        name: "haswell",
+        what: "views on a processor that does not tell ring 3's fetches, and logs no pages",
+        run: vmfunc::haswell,
+    },
+    Scenario {
         level: Level::Debug,
         name: "migdirty",
         what: "kselftests, 100 rounds and a leak scan on the debug kernel",
@@ -309,6 +327,12 @@ const SCENARIOS: &[Scenario] = &[
         name: "vfio-variant",
         what: "our VFIO driver, and a leak scan, on the debug kernel",
         run: variant::debug_kernel,
+    },
+    Scenario {
+        level: Level::Debug,
+        name: "vmfunc",
+        what: "views and windows, and a leak scan, on the debug kernel in Bochs",
+        run: vmfunc::debug_kernel,
     },
     Scenario {
         level: Level::Debug,
@@ -351,7 +375,7 @@ pub(crate) fn run(
             levels.contains(&s.level)
         }) && filter.is_none_or(|f| full.contains(f))
     };
-    let scenarios: Vec<&Scenario> = SCENARIOS.iter().filter(|s| wanted(s)).collect();
+    let scenarios: Vec<&'static Scenario> = SCENARIOS.iter().filter(|s| wanted(s)).collect();
     if list {
         for s in scenarios {
             println!(
@@ -365,32 +389,120 @@ pub(crate) fn run(
     if scenarios.is_empty() {
         bail!("no scenario fits\n=> cargo xtask test --list shows them all");
     }
-    let allowed = allowed_skips(session)?;
-    let in_ci = std::env::var_os("CI").is_some_and(|v| v == "true");
-    let mut counts = Counts::default();
-    let mut failed = Vec::new();
-    let mut blocked = None;
-    for s in scenarios {
-        let full = format!("{}/{}", s.level.name(), s.name);
-        eprintln!("--- {full}: {}", s.what);
+    let mut sum = Sum {
+        allowed: allowed_skips(session)?,
+        in_ci: std::env::var_os("CI").is_some_and(|v| v == "true"),
+        counts: Counts::default(),
+        failed: Vec::new(),
+    };
+    // A set-up that failed once is not tried again by each scenario.
+    let rigs = scenarios.iter().any(|s| s.level != Level::Logic);
+    let blocked = rigs.then(|| session.root().err()).flatten();
+    let (beside, first): (Vec<&Scenario>, Vec<&Scenario>) =
+        scenarios.iter().partition(|s| s.level.is_patient());
+    if first.is_empty() || beside.is_empty() || blocked.is_some() {
+        for s in scenarios {
+            say(s.title());
+            sum.add(s.run(session, blocked.as_ref()));
+        }
+    } else {
+        say(format!(
+            "--- {} scenarios run beside the others, and are shown when they end",
+            beside.len()
+        ));
+        std::thread::scope(|scope| {
+            let (sender, ended) = channel();
+            let row = beside.iter();
+            scope.spawn(move || {
+                for s in row {
+                    let (ran, said) = held_back(|| s.run(session, None));
+                    if sender.send((ran, said)).is_err() {
+                        return;
+                    }
+                }
+            });
+            let mut shown = 0;
+            for s in first {
+                say(s.title());
+                sum.add(s.run(session, None));
+                for (ran, said) in ended.try_iter() {
+                    sum.show(ran, said);
+                    shown += 1;
+                }
+            }
+            while let Some(s) = beside.get(shown) {
+                let step = Step::start(format!("waiting for {}", s.full_name()));
+                let Ok((ran, said)) = ended.recv() else {
+                    break;
+                };
+                step.done();
+                sum.show(ran, said);
+                shown += 1;
+            }
+        });
+    }
+    Ok(sum.end())
+}
+
+impl Scenario {
+    fn full_name(&self) -> String {
+        format!("{}/{}", self.level.name(), self.name)
+    }
+
+    fn title(&self) -> String {
+        format!("--- {}: {}", self.full_name(), self.what)
+    }
+
+    fn run(&'static self, session: &Session, blocked: Option<&anyhow::Error>) -> Ran {
         let started = Instant::now();
         let mut results = Results::default();
-        // A set-up that failed once is not tried again by each scenario.
-        if s.level != Level::Logic && blocked.is_none() {
-            blocked = session.root().err();
-        }
-        let outcome = match &blocked {
-            Some(why) if s.level != Level::Logic => Err(anyhow!("set-up failed: {why:#}")),
-            _ => (s.run)(session, &mut results),
+        let outcome = match blocked {
+            Some(why) if self.level != Level::Logic => Err(anyhow!("set-up failed: {why:#}")),
+            _ => (self.run)(session, &mut results),
         };
         if let Err(e) = outcome {
             results.check("scenario", Err(e));
         }
+        Ran {
+            scenario: self,
+            results,
+            took: started.elapsed(),
+        }
+    }
+}
+
+/// A scenario that ran.
+struct Ran {
+    scenario: &'static Scenario,
+    results: Results,
+    took: Duration,
+}
+
+/// All that ran.
+struct Sum {
+    allowed: Vec<String>,
+    in_ci: bool,
+    counts: Counts,
+    failed: Vec<String>,
+}
+
+impl Sum {
+    /// Says what one more has said, and its results.
+    fn show(&mut self, ran: Ran, said: Vec<String>) {
+        say(ran.scenario.title());
+        said.into_iter().for_each(say);
+        self.add(ran);
+    }
+
+    /// Says the results of one more.
+    fn add(&mut self, ran: Ran) {
+        let full = ran.scenario.full_name();
+        let mut results = ran.results;
         for (test, outcome) in &mut results.all {
             let id = format!("{full}: {test}");
             match outcome {
                 Outcome::Passed => println!("ok      {id}"),
-                Outcome::Skipped(why) if in_ci && !allowed.contains(&id) => {
+                Outcome::Skipped(why) if self.in_ci && !self.allowed.contains(&id) => {
                     println!("FAILED  {id} (skipped in CI, and ci/skips does not list it: {why})");
                     *outcome = Outcome::Failed;
                 }
@@ -398,7 +510,7 @@ pub(crate) fn run(
                 Outcome::Failed => println!("FAILED  {id}"),
             }
             if *outcome == Outcome::Failed {
-                failed.push(id);
+                self.failed.push(id);
             }
         }
         let report = ktap::Report {
@@ -408,28 +520,34 @@ pub(crate) fn run(
         let mut here = report.counts();
         here.add(results.extra);
         if results.extra.failed > 0 {
-            failed.push(full.clone());
+            self.failed.push(full.clone());
         }
-        eprintln!(
+        say(format!(
             "--- {full}: {} passed, {} failed ({})",
             here.passed,
             here.failed,
-            human(started.elapsed())
-        );
-        counts.add(here);
+            human(ran.took)
+        ));
+        self.counts.add(here);
     }
-    for name in &failed {
-        println!("failed: {name}");
+
+    /// Says all that failed, and the closing line.
+    fn end(self) -> ExitCode {
+        for name in &self.failed {
+            println!("failed: {name}");
+        }
+        let Counts {
+            passed,
+            failed,
+            skipped,
+        } = self.counts;
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+        if failed == 0 && passed > 0 {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
-    println!(
-        "{} passed, {} failed, {} skipped",
-        counts.passed, counts.failed, counts.skipped
-    );
-    Ok(if counts.failed == 0 && counts.passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }
 
 /// Skips that CI accepts: lines of `ci/skips`, in the form that the run prints them.

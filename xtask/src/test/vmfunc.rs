@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Level `vmfunc`: the stock kernel on an Intel processor in Bochs.
+//! Views and windows in guests, on an Intel processor in Bochs: the stock kernel (level `vmfunc`), and the debug
+//! kernel (level `debug`).
 
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
 
+use super::debug::LEAK_SCAN;
 use super::{succeeded, Results};
 use crate::kernel::Kind;
 use crate::rig::bochs::{Bochs, Model};
 use crate::rig::console::Job;
-use crate::rig::image::Overlay;
+use crate::rig::image::{self, Overlay};
 use crate::session::Session;
 use crate::userspace;
 
@@ -27,15 +29,30 @@ rmmod vmfunc_view && exit $code"
 /// Loads KVM's module again, as ours wants it.
 const NOT_NESTED: &str = "rmmod kvm_intel && insmod /zs/modules/kvm_intel.ko nested=0";
 
+/// The tests of the command line with QEMU, which has KVM's interrupt controllers. Without APICv: docs/rigs.md, limits.
+const TOOLS: &str =
+    "view-tools --module /zs/vmfunc_view.ko --kvm /zs/modules/kvm_intel.ko --kvm-parameters enable_apicv=0
+code=$?
+! lsmod | grep -q vmfunc_view || rmmod vmfunc_view && exit $code";
+
+/// Somewhere to put memory that is reclaimed, and the groups whose memory that is.
+const SWAP: &str = "set -e
+echo 128M > /sys/block/zram0/disksize
+mkswap /dev/zram0
+swapon /dev/zram0
+mount -t cgroup2 none /sys/fs/cgroup";
+
 /// What protected windows stand on, that our modules load there, and the windows.
 pub(super) fn bochs(session: &Session, results: &mut Results) -> Result<()> {
     let programs = userspace::build(session)?;
     let modules = session.modules(Kind::Stock)?;
+    let place = session.place()?;
     let transcript = Bochs {
         name: "bochs",
         kernel: session.kernel(Kind::Stock)?,
         model: Model::SkylakeX,
-        modules: &["kvm_intel", "msr"],
+        cpus: 1,
+        modules: &["kvm_intel", "msr", "zram"],
         overlay: Overlay::new()
             .file("/zs/migdirty.ko", modules.path("migdirty")?)
             .file("/zs/vmfunc_view.ko", modules.path("vmfunc_view")?)
@@ -45,11 +62,16 @@ pub(super) fn bochs(session: &Session, results: &mut Results) -> Result<()> {
             .job("migdirty", "set -e; insmod /zs/migdirty.ko; test -c /dev/migdirty; rmmod migdirty")
             .file("/zs/gate_map_test.ko", modules.path("gate_map_test")?)
             .job("gate", "insmod /zs/gate_map_test.ko && rmmod gate_map_test")
+            .job("swap", SWAP)
             .job("nested", &views("true", ""))
-            .job("views", &views(NOT_NESTED, "--module /zs/vmfunc_view.ko")),
+            .job("views", &views(NOT_NESTED, "--module /zs/vmfunc_view.ko"))
+            .layer(image::qemu(place.cache, place.root)?)
+            .file("/zs/bin/zeroshift", &programs.path("zeroshift"))
+            .file("/zs/bin/view-tools", &programs.path("view-tools"))
+            .job("tools", TOOLS),
         limit: Duration::from_secs(900),
     }
-    .run(session.place()?)?;
+    .run(place)?;
     results.check("boots, and the kernel reports nothing", transcript.check());
     results.check(
         "the processor has EPT and EPTP switching",
@@ -67,10 +89,130 @@ pub(super) fn bochs(session: &Session, results: &mut Results) -> Result<()> {
         "a guest's kernel can map the gate executable, and falls out of a view into its abort",
         succeeded(&transcript, "gate").map(drop),
     );
-    for job in ["nested", "views"] {
+    results.check(
+        "memory can be swapped out",
+        succeeded(&transcript, "swap").map(drop),
+    );
+    for job in ["nested", "views", "tools"] {
         results.ktap(&transcript, job);
     }
     Ok(())
+}
+
+/// The same processor twice: what is taken away on one is in use on the other.
+pub(super) fn two_processors(session: &Session, results: &mut Results) -> Result<()> {
+    let boot = Boot {
+        name: "bochs-two-processors",
+        kind: Kind::Stock,
+        model: Model::SkylakeX,
+        cpus: 2,
+        only: &[
+            "two_views",
+            "memslots",
+            "nx_huge_pages",
+            "smm",
+            "under_use",
+            "removal",
+            "discarded",
+            "close",
+            "late",
+            "event",
+            "attach_while_running",
+            "attach_interrupted",
+            "threads",
+            "rmmod",
+            "vm_ends",
+            "killed",
+        ],
+    };
+    boot.run(session, results)
+}
+
+/// A processor without mode-based execute control and page-modification logging.
+pub(super) fn haswell(session: &Session, results: &mut Results) -> Result<()> {
+    let boot = Boot {
+        name: "bochs-haswell",
+        kind: Kind::Stock,
+        model: Model::Haswell,
+        cpus: 1,
+        only: &[
+            "_window",
+            "two_views",
+            "stopped_in_view",
+            "no_way",
+            "fetch_in_view",
+            "ring3",
+            "nmis",
+            "gate_calls",
+            "gate_jump",
+            "memslots",
+            "dirty_log",
+            "discarded",
+        ],
+    };
+    boot.run(session, results)
+}
+
+/// Where a silent mistake becomes a report: a wrong order of locks, memory that is used after its end, memory that
+/// nobody frees.
+pub(super) fn debug_kernel(session: &Session, results: &mut Results) -> Result<()> {
+    let boot = Boot {
+        name: "bochs-debug",
+        kind: Kind::Debug,
+        model: Model::SkylakeX,
+        cpus: 1,
+        only: &[],
+    };
+    boot.run(session, results)
+}
+
+/// A machine that runs tests of views, and nothing else.
+struct Boot {
+    name: &'static str,
+    kind: Kind,
+    model: Model,
+    cpus: u32,
+    /// Tests whose names contain one of these; all, if there are none.
+    only: &'static [&'static str],
+}
+
+impl Boot {
+    fn run(&self, session: &Session, results: &mut Results) -> Result<()> {
+        let programs = userspace::build(session)?;
+        let modules = session.modules(self.kind)?;
+        let mut arguments = "--module /zs/vmfunc_view.ko".to_owned();
+        if !self.only.is_empty() {
+            arguments += &format!(" --only {}", self.only.join(","));
+        }
+        let mut overlay = Overlay::new()
+            .file("/zs/vmfunc_view.ko", modules.path("vmfunc_view")?)
+            .file("/zs/bin/vmfunc-views", &programs.path("vmfunc-views"))
+            .job("processors", &format!("test $(nproc) = {}", self.cpus))
+            .job("views", &views(NOT_NESTED, &arguments));
+        if self.kind == Kind::Debug {
+            overlay = overlay.job("leaks", LEAK_SCAN);
+        }
+        let transcript = Bochs {
+            name: self.name,
+            kernel: session.kernel(self.kind)?,
+            model: self.model,
+            cpus: self.cpus,
+            modules: &["kvm_intel"],
+            overlay,
+            limit: Duration::from_secs(1800),
+        }
+        .run(session.place()?)?;
+        results.check("boots, and the kernel reports nothing", transcript.check());
+        results.check(
+            "all processors run",
+            succeeded(&transcript, "processors").map(drop),
+        );
+        results.ktap(&transcript, "views");
+        if self.kind == Kind::Debug {
+            results.check("nothing leaks", succeeded(&transcript, "leaks").map(drop));
+        }
+        Ok(())
+    }
 }
 
 /// A script that prints a model-specific register. (/proc/cpuinfo cannot be asked: it looks for the VM

@@ -8,14 +8,15 @@ use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use vmfunc_uapi::{
     VmfuncWindow, FIRST_WINDOW, IOCTL_TYPE, MAX_ARGSZ, MAX_VIEWS, MAX_WINDOW, SLOT_SIZE,
-    VMFUNC_ATTACH, VMFUNC_GET_VCPU, VMFUNC_VIEW_CREATE, VMFUNC_VIEW_DESTROY, VMFUNC_WINDOW_ADD,
+    VMFUNC_ATTACH, VMFUNC_GET_VCPU, VMFUNC_GET_WINDOW, VMFUNC_QUERY, VMFUNC_SET_EVENTFD,
+    VMFUNC_VIEW_CREATE, VMFUNC_VIEW_DESTROY, VMFUNC_WINDOW_ADD, VMFUNC_WINDOW_FILE,
     VMFUNC_WINDOW_OWNED, VMFUNC_WINDOW_REMOVE, VMFUNC_WINDOW_WRITE,
 };
 use zeroshift_tests::ktap::Outcome;
 use zeroshift_tests::sys::{ioctl_on, Plain};
 use zeroshift_tests::vfio::memory::Memory;
-use zeroshift_tests::vmfunc::{attachment, vcpu, view, window, Vmfunc};
-use zeroshift_tests::vmm::{Program, Vm, GATE};
+use zeroshift_tests::vmfunc::{attachment, eventfd, query, vcpu, view, window, Vmfunc};
+use zeroshift_tests::vmm::{self, Program, Vm, GATE};
 use zeroshift_tests::{check, check_eq};
 
 pub(crate) fn attach() -> Outcome {
@@ -97,6 +98,27 @@ pub(crate) fn attach_refused() -> Outcome {
     Ok(())
 }
 
+/// A slot that the processor does not reach, and one that the guest does not.
+pub(crate) fn out_of_reach() -> Outcome {
+    let refused = Err(Errno::OPNOTSUPP);
+    let (vm, _vcpus) = Vm::new(1)?;
+    let vmfunc = Vmfunc::open()?;
+    let bits = vmm::address_bits()?;
+    if bits < 48 {
+        let beyond = 1 << bits;
+        check_eq!(vmfunc.attach(vm.raw_fd(), beyond), refused, "the processor");
+        let last = beyond - SLOT_SIZE;
+        check_eq!(vmfunc.attach(vm.raw_fd(), last), Ok(1), "the last slot");
+    }
+    for (bits, result) in [(36, refused), (39, refused), (40, Ok(1))] {
+        let (vm, _vcpus) = Vm::narrow(1, bits)?;
+        let vmfunc = Vmfunc::open()?;
+        let attached = vmfunc.attach(vm.raw_fd(), GATE);
+        check_eq!(attached, result, "a guest with {bits} bits");
+    }
+    Ok(())
+}
+
 pub(crate) fn attach_twice() -> Outcome {
     let (rig, _vcpus) = Rig::new(1)?;
     let (other, _other_vcpus) = Vm::new(1)?;
@@ -132,7 +154,7 @@ pub(crate) fn attach_twice() -> Outcome {
     rig.vm.clear_gate()?;
     drop(rig.vmfunc);
     let third = Vmfunc::open()?;
-    attach_again(&third, &rig.vm)?;
+    check_eq!(attach_again(&third, &rig.vm)?, 1, "vCPUs");
     Ok(())
 }
 
@@ -153,6 +175,10 @@ pub(crate) fn not_attached() -> Outcome {
         "WINDOW_REMOVE"
     );
     check_eq!(vmfunc.counters(0).err(), Some(Errno::NOTCONN), "GET_VCPU");
+    check_eq!(vmfunc.query().err(), Some(Errno::NOTCONN), "QUERY");
+    check_eq!(vmfunc.set_eventfd(-1), none.map(drop), "SET_EVENTFD");
+    let window = vmfunc.window_from(1, 0);
+    check_eq!(window.err(), Some(Errno::NOTCONN), "GET_WINDOW");
     Ok(())
 }
 
@@ -179,6 +205,15 @@ pub(crate) fn arguments() -> Outcome {
         (&mut a.argsz, &mut a.flags)
     })?;
     common(file, VMFUNC_GET_VCPU, vcpu(0), |a| {
+        (&mut a.argsz, &mut a.flags)
+    })?;
+    common(file, VMFUNC_QUERY, query(), |a| {
+        (&mut a.argsz, &mut a.flags)
+    })?;
+    common(file, VMFUNC_SET_EVENTFD, eventfd(-1), |a| {
+        (&mut a.argsz, &mut a.flags)
+    })?;
+    common(file, VMFUNC_GET_WINDOW, window(1, 0), |a| {
         (&mut a.argsz, &mut a.flags)
     })?;
     let owned = VmfuncWindow {
@@ -277,6 +312,31 @@ fn common<T: Plain + Copy>(
     Ok(())
 }
 
+/// The structure is there, but not all that the caller says it knows: nothing is done.
+pub(crate) fn no_room_for_answer() -> Outcome {
+    let (rig, _vcpus) = Rig::new(1)?;
+    let mut pages = zeroshift_tests::sys::Pages::new()?;
+    let (at, length) = (pages.end(16), pages.first().len());
+    for (argsz, result, views) in [
+        (4096_u32, Err(Errno::FAULT), 0),
+        (17, Err(Errno::FAULT), 0),
+        (16, Ok(()), 2),
+    ] {
+        let structure = &mut pages.first()[length - 16..];
+        structure.fill(0);
+        structure[..4].copy_from_slice(&argsz.to_ne_bytes());
+        let before = structure.to_vec();
+        // SAFETY: nothing in this process minds what is written to that page.
+        let called =
+            unsafe { zeroshift_tests::sys::ioctl_at(rig.vmfunc.file(), VMFUNC_VIEW_CREATE, at) };
+        check_eq!(called, result, "argsz {argsz}");
+        check_eq!(rig.vmfunc.query()?.views, views, "views, argsz {argsz}");
+        let same = pages.first()[length - 16..] == before;
+        check_eq!(same, result.is_err(), "argument as it was, argsz {argsz}");
+    }
+    Ok(())
+}
+
 pub(crate) fn views_come_and_go() -> Outcome {
     let (rig, _vcpus) = Rig::new(2)?;
     let file = &rig.vmfunc;
@@ -308,6 +368,7 @@ pub(crate) fn views_come_and_go() -> Outcome {
 pub(crate) fn windows_refused() -> Outcome {
     const OWNED: u32 = VMFUNC_WINDOW_OWNED;
     const WRITE: u32 = VMFUNC_WINDOW_WRITE;
+    const FILE: u32 = VMFUNC_WINDOW_FILE;
     let (rig, _vcpus) = Rig::new(1)?;
     let file = &rig.vmfunc;
     check_eq!(file.create_view(), Ok(1), "a view");
@@ -333,7 +394,9 @@ pub(crate) fn windows_refused() -> Outcome {
         (0, 1, OFFSET, 4096, here + 1, Errno::INVAL),
         (WRITE, 1, OFFSET, 4096, here, Errno::INVAL),
         (OWNED, 1, OFFSET, 4096, here, Errno::INVAL),
-        (OWNED | 1 << 2, 1, OFFSET, 4096, 0, Errno::INVAL),
+        (OWNED | FILE, 1, OFFSET, 4096, 0, Errno::INVAL),
+        (WRITE | FILE, 1, OFFSET, 4096, 0, Errno::INVAL),
+        (FILE | 1 << 3, 1, OFFSET, 4096, 0, Errno::INVAL),
         (0, 1, OFFSET, 4096, 4096, Errno::FAULT),
         (0, 1, OFFSET, 4096, 1 << 63, Errno::FAULT),
         (0, 1, OFFSET, 8192, !4095, Errno::FAULT),

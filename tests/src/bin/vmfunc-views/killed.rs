@@ -2,7 +2,7 @@
 
 //! The VMM is killed at each step: everything of it goes, and so can the module.
 
-use crate::rig::{start_all, unload, Rig, Rounds, OFFSET, PAGE};
+use crate::rig::{begin, some_rounds, start_both, stop_all, unload, Rig, OFFSET, PAGE, WINDOW};
 use anyhow::{ensure, Context as _, Result};
 use clap::ValueEnum;
 use rustix::io::Errno;
@@ -12,12 +12,14 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use zeroshift_tests::ktap::{Outcome, Stop};
 use zeroshift_tests::vfio::memory::Memory;
 use zeroshift_tests::vmfunc::MODULE;
-use zeroshift_tests::vmm::Count;
+use zeroshift_tests::vmm::Vm;
 use zeroshift_tests::{check_eq, module};
 
 /// Where the VMM stays until it is killed.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum Step {
+    /// With a VM, and not attached.
+    Vm,
     /// Attached, with the gate.
     Attached,
     /// With views and windows of both kinds.
@@ -26,6 +28,12 @@ pub(crate) enum Step {
     Running,
     /// One goes through round trips, the other is stopped.
     OneStopped,
+    /// One goes through round trips, the other has stopped inside a view.
+    OneInside,
+    /// Both have halted, and do not run.
+    Halted,
+    /// Both go through round trips, while windows and views come and go.
+    Busy,
 }
 
 const SAYS: &str = "ready";
@@ -42,6 +50,13 @@ pub(crate) fn victim(step: Step) -> ExitCode {
 }
 
 fn stay(step: Step) -> Outcome {
+    if matches!(step, Step::Vm) {
+        let vm = Vm::new(1)?;
+        say_ready()?;
+        stay_here()?;
+        drop(vm);
+        return Ok(());
+    }
     let (rig, mut vcpus) = Rig::new(2)?;
     let mut memories = Vec::new();
     let mut running = Vec::new();
@@ -53,30 +68,56 @@ fn stay(step: Step) -> Outcome {
             rig.vmfunc.add_window(view, OFFSET + 8192, &mine)?;
         }
     }
-    if matches!(step, Step::Running | Step::OneStopped) {
-        // CAST: 0 and 1.
-        running = start_all(vcpus, |vcpu| Rounds::new(vcpu as u32 + 1, 0))?;
+    if !matches!(step, Step::Attached | Step::Windows) {
+        running = start_both(vcpus)?;
         vcpus = Vec::new();
-        for i in 0..2 {
-            rig.wait_for(i, Count::Rounds, 3)?;
+        some_rounds(&rig.vm, 2)?;
+    }
+    match step {
+        Step::OneStopped => {
+            let (vcpu, _) = running.pop().context("two vCPUs")?.stop()?;
+            vcpus.push(vcpu);
+        }
+        Step::OneInside => {
+            let (vcpu, _) = running.remove(0).stop()?;
+            vcpus.push(begin(vcpu, Vm::buffer(0), WINDOW)?);
+        }
+        Step::Halted => {
+            let ends = stop_all(&rig.vm, std::mem::take(&mut running))?;
+            vcpus = ends.into_iter().map(|(vcpu, _)| vcpu).collect();
+        }
+        Step::Vm | Step::Attached | Step::Windows | Step::Running | Step::Busy => {}
+    }
+    say_ready()?;
+    if matches!(step, Step::Busy) {
+        loop {
+            let view = rig.vmfunc.create_view()?;
+            rig.vmfunc.add_window(view, OFFSET, &mine)?;
+            drop(rig.vmfunc.add_owned(1, OFFSET + 16384, PAGE)?);
+            rig.vmfunc.remove_window(1, OFFSET + 16384)?;
+            rig.vmfunc.destroy_view(view)?;
         }
     }
-    if matches!(step, Step::OneStopped) {
-        let (vcpu, _) = running.pop().context("two vCPUs")?.stop()?;
-        vcpus.push(vcpu);
-    }
-    let mut output = std::io::stdout();
-    writeln!(output, "{SAYS}")?;
-    output.flush()?;
-    // Until the test kills it, or dies itself.
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line)?;
+    stay_here()?;
     drop((running, vcpus, memories));
     Ok(())
 }
 
+fn say_ready() -> Result<()> {
+    let mut output = std::io::stdout();
+    writeln!(output, "{SAYS}")?;
+    Ok(output.flush()?)
+}
+
+/// Until the test kills this process, or dies itself.
+fn stay_here() -> Result<()> {
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
+}
+
 pub(crate) fn killed(path: &Path) -> Outcome {
-    for step in Step::value_variants() {
+    let attached = |step: &&Step| !matches!(step, Step::Vm);
+    for step in Step::value_variants().iter().filter(attached) {
         let mut child = start(*step)?;
         check_eq!(
             module::unload(MODULE),
@@ -92,7 +133,8 @@ pub(crate) fn killed(path: &Path) -> Outcome {
     crate::windows::owned_window()
 }
 
-fn start(step: Step) -> Result<Child> {
+/// Starts a VMM, and waits until it has come to a step.
+pub(crate) fn start(step: Step) -> Result<Child> {
     let name = step.to_possible_value().context("a name")?;
     let mut child = Command::new(std::env::current_exe()?)
         .args(["--victim", name.get_name()])

@@ -13,7 +13,7 @@ use zeroshift_tests::ktap::Stop as Why;
 use zeroshift_tests::module;
 use zeroshift_tests::vfio::memory::Memory;
 use zeroshift_tests::vmfunc::{Vmfunc, MODULE};
-use zeroshift_tests::vmm::{Count, End, Program, Running, Vcpu, Vm, ABORTED, GATE};
+use zeroshift_tests::vmm::{Count, End, Program, Running, Vcpu, Vm, ABORTED, GATE, GATE_COPY};
 
 pub(crate) const PAGE: usize = 4096;
 
@@ -21,8 +21,13 @@ pub(crate) const PAGE: usize = 4096;
 pub(crate) const OFFSET: u64 = FIRST_WINDOW;
 pub(crate) const WINDOW: u64 = GATE + OFFSET;
 
+/// Sizes of copies where it matters how much of its time a guest is in its view. For most of it with
+/// the first one, where a copy takes its time; with several processors in Bochs it takes none, and the
+/// second one is better.
+pub(crate) const SIZES: [usize; 2] = [PAGE, 8];
+
 /// How long a guest may take to do something: only one that hangs comes near.
-const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 /// Whether guests of KVM may have guests.
 pub(crate) fn is_nested() -> bool {
@@ -85,6 +90,11 @@ pub(crate) fn wait_for(vm: &Vm, vcpu: u64, count: Count, least: u64) -> Result<(
     })
 }
 
+/// Waits until each of the first vCPUs has gone through a round that began after the call.
+pub(crate) fn some_rounds(vm: &Vm, vcpus: u64) -> Result<()> {
+    (0..vcpus).try_for_each(|i| wait_for(vm, i, Count::Rounds, vm.count(i, Count::Rounds) + 2))
+}
+
 /// Unloads the module. What was attached may take a moment to go.
 pub(crate) fn unload() -> Result<()> {
     let unload = || match module::unload(MODULE) {
@@ -94,20 +104,19 @@ pub(crate) fn unload() -> Result<()> {
     repeat(unload)?.context("the module stays in use")
 }
 
-/// Attaches to a VM that was attached and has one vCPU. The old attachment may take a moment to go.
-pub(crate) fn attach_again(vmfunc: &Vmfunc, vm: &Vm) -> Result<()> {
+/// Attaches to a VM that was attached, and tells how many vCPUs are prepared. The old attachment may
+/// take a moment to go.
+pub(crate) fn attach_again(vmfunc: &Vmfunc, vm: &Vm) -> Result<u32> {
     let attach = || match vmfunc.attach(vm.raw_fd(), GATE) {
         Err(Errno::BUSY) => Ok(None),
         other => Ok(Some(other.context("cannot attach again")?)),
     };
-    let vcpus = repeat(attach)?.context("the old attachment stays")?;
-    ensure!(vcpus == 1, "{vcpus} vCPUs");
-    Ok(())
+    repeat(attach)?.context("the old attachment stays")
 }
 
 /// Does something until it gives a value. `None` when it did not in a time that only what hangs
 /// takes.
-fn repeat<T>(mut action: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+pub(crate) fn repeat<T>(mut action: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
     let start = Instant::now();
     loop {
         let value = action()?;
@@ -118,15 +127,15 @@ fn repeat<T>(mut action: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>>
     }
 }
 
-/// One call of the gate, and what it returned.
-pub(crate) fn call(vcpu: Vcpu, view: u32, to: u64, from: u64, bytes: usize) -> Result<(Vcpu, u32)> {
-    let running = vcpu.start(Program::Copy, |r| {
-        (r.rdi, r.rsi) = (to, from);
-        (r.rcx, r.r8) = (bytes as u64, view.into());
+/// One copy by the gate, and what it returned.
+pub(crate) fn call(vcpu: Vcpu, view: u32, to: u64, from: u64, bytes: usize) -> Result<(Vcpu, u8)> {
+    let running = vcpu.start(Program::Gate, |r| {
+        (r.rbx, r.rcx) = (GATE_COPY, view.into());
+        (r.rdi, r.rsi, r.rdx) = (to, from, bytes as u64);
     })?;
     let (vcpu, end) = running.wait_for_halt()?;
-    // CAST: EAX.
-    Ok((vcpu, end.registers.rax as u32))
+    // CAST: AL.
+    Ok((vcpu, end.registers.rax as u8))
 }
 
 /// A copy by the gate, again as long as it is aborted, and what it returned.
@@ -136,7 +145,7 @@ pub(crate) fn copy(
     to: u64,
     from: u64,
     bytes: usize,
-) -> Result<(Vcpu, u32)> {
+) -> Result<(Vcpu, u8)> {
     const TIMES: usize = 1000;
     for _ in 0..TIMES {
         let result;
@@ -186,6 +195,16 @@ impl Rounds {
     }
 }
 
+/// Two vCPUs in round trips until they are asked to stop, each in its own view and with another one of
+/// [`SIZES`].
+pub(crate) fn start_both(vcpus: Vec<Vcpu>) -> Result<Vec<Running>> {
+    start_all(vcpus, |vcpu| Rounds {
+        // CAST: 0 and 1.
+        bytes: SIZES[vcpu as usize],
+        ..Rounds::new(vcpu as u32 + 1, 0)
+    })
+}
+
 /// Starts each vCPU with what it is to do.
 pub(crate) fn start_all(vcpus: Vec<Vcpu>, what: impl Fn(u64) -> Rounds) -> Result<Vec<Running>> {
     let start = |(i, vcpu)| what(i).start(i, vcpu);
@@ -219,6 +238,87 @@ pub(crate) fn check_rounds(vm: &Vm, vcpu: u64, rounds: u64) -> Result<()> {
         "vCPU {vcpu}: {done} rounds, {rounds} expected"
     );
     Ok(())
+}
+
+/// What a vCPU of [`Program::Sample`] looks at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Samples {
+    pub(crate) view: u32,
+    /// Guest-virtual.
+    pub(crate) from: u64,
+    pub(crate) bytes: usize,
+}
+
+impl Samples {
+    /// The usual window of a view, a whole page.
+    pub(crate) fn new(view: u32) -> Self {
+        Self {
+            view,
+            from: WINDOW,
+            bytes: PAGE,
+        }
+    }
+
+    pub(crate) fn start(self, index: u64, vcpu: Vcpu) -> Result<Running> {
+        vcpu.start(Program::Sample, |r| {
+            r.rbx = Vm::buffer(index);
+            r.r12 = self.view.into();
+            r.r13 = self.from;
+            r.r14 = self.bytes as u64;
+        })
+    }
+
+    /// Two vCPUs, each with another one of [`SIZES`].
+    pub(crate) fn start_both(self, vcpus: Vec<Vcpu>) -> Result<Vec<Running>> {
+        let start = |((i, vcpu), bytes)| Self { bytes, ..self }.start(i, vcpu);
+        (0..).zip(vcpus).zip(SIZES).map(start).collect()
+    }
+}
+
+/// Fills memory with a generation, from 1 to 127.
+pub(crate) fn fill(memory: &Memory, generation: u8) {
+    memory.write(0, &vec![generation; memory.length()]);
+}
+
+/// Fills memory that no guest has any more with what no guest may see.
+pub(crate) fn poison(memory: &Memory) {
+    memory.write(0, &vec![0xbd; memory.length()]);
+}
+
+/// A vCPU's samples were all right.
+pub(crate) fn check_samples(vm: &Vm, vcpu: u64) -> Result<()> {
+    let count = |count| vm.count(vcpu, count);
+    let (rounds, errors, wrong) = (
+        count(Count::Rounds),
+        count(Count::Errors),
+        count(Count::Wrong),
+    );
+    ensure!(
+        errors == 0,
+        "vCPU {vcpu}: {errors} wrong words in {rounds} rounds, one is {wrong:#x}"
+    );
+    let refusals = count(Count::Refusals);
+    ensure!(
+        refusals == 0,
+        "vCPU {vcpu}: the gate refused {refusals} times"
+    );
+    Ok(())
+}
+
+/// Lets a vCPU copy a page by view 1, as far as into it.
+pub(crate) fn begin(vcpu: Vcpu, to: u64, from: u64) -> Result<Vcpu> {
+    vcpu.step_to(
+        Program::Gate,
+        |r| (r.rbx, r.rcx, r.rdi, r.rsi, r.rdx) = (GATE_COPY, 1, to, from, PAGE as u64),
+        |r| r.rdi > to && r.rdi < to + PAGE as u64,
+    )
+}
+
+/// Lets it go on, and tells what the gate returned.
+pub(crate) fn end(vcpu: Vcpu) -> Result<(Vcpu, u8)> {
+    let (vcpu, end) = vcpu.go_on()?.wait_for_halt()?;
+    // CAST: AL.
+    Ok((vcpu, end.registers.rax as u8))
 }
 
 /// A page that shows where each of its bytes belongs.

@@ -4,13 +4,13 @@
 //! them in the same state.
 
 use crate::Arguments;
-use anyhow::{bail, ensure, Context as _, Result};
+use anyhow::{bail, Context as _, Result};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
+use zeroshift_tests::program::{Program, Ran};
 use zeroshift_tests::sysfs::Function;
 use zeroshift_tests::vfio::bind;
 
@@ -27,7 +27,7 @@ pub(crate) const EXCLUSIVE: i32 = 0o200;
 /// What the tests work with.
 #[derive(Clone)]
 pub(crate) struct Bench {
-    pub(crate) program: PathBuf,
+    pub(crate) program: Program,
     /// Two functions of a card, and one of another card.
     pub(crate) source: Function,
     pub(crate) destination: Function,
@@ -35,13 +35,6 @@ pub(crate) struct Bench {
     pub(crate) card: String,
     pub(crate) tiny: PathBuf,
     pub(crate) files: PathBuf,
-}
-
-/// What the program did.
-pub(crate) struct Ran {
-    pub(crate) code: Option<i32>,
-    pub(crate) output: Vec<u8>,
-    pub(crate) errors: String,
 }
 
 impl Bench {
@@ -52,7 +45,7 @@ impl Bench {
             address: String::new(),
         };
         let mut bench = Self {
-            program: arguments.zeroshift.clone(),
+            program: Program(arguments.zeroshift.clone()),
             source: nobody(),
             destination: nobody(),
             stranger: nobody(),
@@ -109,55 +102,22 @@ impl Bench {
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Result<Ran> {
-        let ran = Command::new(&self.program)
-            .args(arguments)
-            .output()
-            .with_context(|| format!("cannot run {}", self.program.display()))?;
-        Ok(Ran {
-            code: ran.status.code(),
-            output: ran.stdout,
-            errors: String::from_utf8_lossy(&ran.stderr).into_owned(),
-        })
+        self.program.run(arguments)
     }
 
     /// What it prints when it succeeds.
     pub(crate) fn text(&self, arguments: &[&str]) -> Result<String> {
-        let ran = self.run(arguments)?;
-        ensure!(
-            ran.code == Some(0),
-            "'{}' ended with {:?}: {}",
-            arguments.join(" "),
-            ran.code,
-            ran.errors
-        );
-        Ok(String::from_utf8(ran.output)?)
+        self.program.text(arguments)
     }
 
     /// The same as JSON.
     pub(crate) fn json(&self, arguments: &[&str]) -> Result<Value> {
-        let text = self.text(&[arguments, &["--json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
+        self.program.json(arguments)
     }
 
     /// That it fails with this exit code, says these words, and prints no result.
     pub(crate) fn refused(&self, arguments: &[&str], code: i32, words: &[&str]) -> Result<()> {
-        let ran = self.run(arguments)?;
-        let command = arguments.join(" ");
-        ensure!(
-            ran.code == Some(code),
-            "'{command}' ended with {:?}, not {code}: {}",
-            ran.code,
-            ran.errors
-        );
-        ensure!(ran.output.is_empty(), "'{command}' failed and printed");
-        for word in words {
-            ensure!(
-                ran.errors.contains(word),
-                "'{command}' does not say \"{word}\": {}",
-                ran.errors
-            );
-        }
-        Ok(())
+        self.program.refused(arguments, code, words)
     }
 
     /// The block device of namespace 1 of the first function, once it is there.

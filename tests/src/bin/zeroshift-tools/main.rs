@@ -93,7 +93,7 @@ fn doctor(bench: &Bench) -> Outcome {
     if !Path::new("/sys/bus/pci/drivers").join(OURS).exists() {
         return skip(format!("{OURS} is not loaded"));
     }
-    let said = bench.json(&["doctor"])?;
+    let said = bench.json(&["doctor", "migration"])?;
     check_eq!(said["ready"], true, "ready");
     let checks = said["checks"].as_array().context("no checks")?;
     let of = |name: &str| {
@@ -109,12 +109,12 @@ fn doctor(bench: &Bench) -> Outcome {
     );
     // This kernel can log; a machine without the module cannot be asked.
     check!(of("kernel").contains("can report"), "{said}");
-    let shown = bench.text(&["doctor"])?;
+    let shown = bench.text(&["doctor", "migration"])?;
     check!(
         shown.ends_with("this host can migrate guests\n"),
         "doctor says {shown}"
     );
-    let without = ["doctor", "--device", "/dev/no-such-device"];
+    let without = ["doctor", "migration", "--device", "/dev/no-such-device"];
     let ran = bench.run(&without)?;
     let shown = String::from_utf8_lossy(&ran.output);
     check_eq!(ran.code, Some(1), "exit code without the module");

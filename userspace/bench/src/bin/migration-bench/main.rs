@@ -71,7 +71,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     print(&json!({"machine": {
-        "cpu": cpu()?, "cores": std::thread::available_parallelism()?.get(), "kernel": kernel.trim_end(),
+        "cpu": report::cpu()?, "cores": std::thread::available_parallelism()?.get(), "kernel": kernel.trim_end(),
         "access": format!("{ACCESS:?}"),
     }}))?;
     let mut lines = Vec::new();
@@ -88,17 +88,6 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
 
 /// How QEMU opens a function when it is told nothing else.
 const ACCESS: Access = Access::Group;
-
-fn cpu() -> Result<String> {
-    let text = std::fs::read_to_string("/proc/cpuinfo")?;
-    let model = text
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"));
-    let model = model.map_or("unknown", |model| {
-        model.trim_start_matches([' ', '\t', ':'])
-    });
-    Ok(model.to_owned())
-}
 
 fn print(line: &Value) -> Result<()> {
     let mut out = std::io::stdout().lock();
