@@ -20,16 +20,18 @@ use super::rule::{Action, Death, Field, Filter, Rule, Schedule};
 const MAX_NAME: usize = 64;
 /// Longest delay, in nanoseconds: an hour.
 const MAX_DELAY: u64 = 3_600_000_000_000;
+/// Latest arrival of a write, in nanoseconds: its connection waits for it.
+const MAX_LATE: u64 = 1_000_000_000;
 
 /// Keys that need no value.
 const FLAGS: [&str; 6] = ["before", "after", "stall", "drop", "disconnect", "dnr"];
 /// Keys that do.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "function", "queue", "op", "sel", "cdw10", "nth", "from", "every", "times", "p", "delay",
-    "status", "dead", "corrupt", "forget",
+    "status", "dead", "corrupt", "forget", "late",
 ];
 /// Keys that say what happens. A rule has one of them.
-const ACTIONS: &str = "delay, status, stall, drop, disconnect, dead, corrupt or forget";
+const ACTIONS: &str = "delay, status, stall, drop, disconnect, dead, corrupt, forget or late";
 
 /// Why something is no rule, in words for whoever wrote it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,6 +199,13 @@ impl Fields {
                         .into(),
                 ));
             }
+            Action::Late(_) if place || filter != Filter::default() => {
+                return Err(RuleError(
+                    "late: it counts writes of registers, not commands; it goes with function, \
+                     nth, from, every, times and p only"
+                        .into(),
+                ));
+            }
             Action::CorruptCompletion(_) | Action::CorruptState if place && !after => {
                 return Err(RuleError(
                     "before: nothing can be corrupt before the command is executed".into(),
@@ -347,6 +356,12 @@ impl Fields {
                 }
             };
             return Ok((action, "corrupt"));
+        }
+        if let Some(text) = self.value("late") {
+            let time = nanoseconds(&text).filter(|time| (1..=MAX_LATE).contains(time));
+            let allowed = "a time such as 10us or 5ms, above 0 and up to 1s";
+            let time = time.ok_or_else(|| refused("late", &text, allowed))?;
+            return Ok((Action::Late(time), "late"));
         }
         Err(RuleError(format!(
             "nothing happens in this fault rule; it needs {ACTIONS}"

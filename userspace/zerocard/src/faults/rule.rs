@@ -74,6 +74,15 @@ pub(super) enum Action {
     CorruptState,
     /// Loses a dirty mark. The schedule counts marks, not commands.
     Forget,
+    /// A write of a register arrives so many nanoseconds later. The schedule counts such writes.
+    Late(u64),
+}
+
+impl Action {
+    /// Whether it is for commands.
+    pub(super) fn is_of_commands(self) -> bool {
+        !matches!(self, Self::Forget | Self::Late(_))
+    }
 }
 
 /// How a card is dead while its connection stays.
@@ -192,6 +201,7 @@ impl fmt::Display for Rule {
             Action::CorruptCompletion(Field::Phase) => f.write_str("corrupt=phase"),
             Action::CorruptState => f.write_str("corrupt=state"),
             Action::Forget => write!(f, "forget={every}"),
+            Action::Late(time) => write!(f, "late={}", Time(time)),
         }
     }
 }

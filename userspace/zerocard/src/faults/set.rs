@@ -8,6 +8,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -22,10 +23,12 @@ pub(super) const MAX_RULES: usize = 256;
 const COMMANDS: u8 = 1;
 /// There are rules for dirty marks.
 const MARKS: u8 = 2;
+/// There are rules for writes of registers.
+const WRITES: u8 = 4;
 
 /// A stage that I/O threads ask and the control thread changes.
 pub(crate) struct SharedStage {
-    /// COMMANDS and MARKS. Only a hint about when to look: a rule works from the next command on
+    /// COMMANDS, MARKS and WRITES. Only a hint about when to look: a rule works from the next command on
     /// that sees it, so relaxed accesses do.
     armed: AtomicU8,
     stage: Mutex<Stage>,
@@ -39,7 +42,7 @@ impl SharedStage {
         }
     }
 
-    /// Whether every command proceeds and every mark counts.
+    /// Whether every command proceeds, every mark counts and every write is in time.
     #[inline]
     pub(crate) fn is_idle(&self) -> bool {
         self.armed.load(Ordering::Relaxed) == 0
@@ -60,12 +63,22 @@ impl SharedStage {
         self.armed.load(Ordering::Relaxed) & MARKS != 0 && self.stage.lock().loses_mark()
     }
 
+    /// [`Stage::late_write`].
+    pub(crate) fn late_write(&self) -> Option<Duration> {
+        match self.armed.load(Ordering::Relaxed) & WRITES {
+            0 => None,
+            _ => self.stage.lock().late_write(),
+        }
+    }
+
     fn change(&self, change: impl FnOnce(&mut Stage)) {
         let mut stage = self.stage.lock();
         change(&mut stage);
         let commands = if stage.has_commands() { COMMANDS } else { 0 };
         let marks = if stage.has_marks() { MARKS } else { 0 };
-        self.armed.store(commands | marks, Ordering::Relaxed);
+        let writes = if stage.has_writes() { WRITES } else { 0 };
+        self.armed
+            .store(commands | marks | writes, Ordering::Relaxed);
     }
 }
 

@@ -59,7 +59,7 @@ pub(crate) enum Fault {
 /// How often a rule matched and fired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
-    /// Commands (with `forget`, dirty marks) that it was for.
+    /// Commands (with `forget`, dirty marks; with `late`, writes of registers) that it was for.
     pub(super) matched: u64,
     /// Of these, the ones that it decided.
     pub(super) fired: u64,
@@ -123,7 +123,7 @@ impl Stage {
 
     /// Whether any rule is for commands.
     pub(super) fn has_commands(&self) -> bool {
-        self.rules.iter().any(|rule| rule.action != Action::Forget)
+        self.rules.iter().any(|rule| rule.action.is_of_commands())
     }
 
     /// Whether any rule is for dirty marks.
@@ -131,11 +131,17 @@ impl Stage {
         self.rules.iter().any(|rule| rule.action == Action::Forget)
     }
 
+    /// Whether any rule is for writes of registers.
+    pub(super) fn has_writes(&self) -> bool {
+        let late = |rule: &Active| matches!(rule.action, Action::Late(_));
+        self.rules.iter().any(late)
+    }
+
     /// Asked once per command, when it was fetched.
     pub(super) fn decide(&mut self, point: &Point) -> Decision {
         let mut decision = Decision::Proceed;
         for rule in &mut self.rules {
-            if rule.action == Action::Forget || !rule.filter.matches(point) {
+            if !rule.action.is_of_commands() || !rule.filter.matches(point) {
                 continue;
             }
             let Some(random) = rule.step() else { continue };
@@ -163,6 +169,21 @@ impl Stage {
             }
         }
         lost
+    }
+
+    /// Asked once per write of registers: how much later it arrives.
+    pub(super) fn late_write(&mut self) -> Option<Duration> {
+        let mut late = None;
+        for rule in &mut self.rules {
+            let Action::Late(time) = rule.action else {
+                continue;
+            };
+            if rule.step().is_some() && late.is_none() {
+                rule.counts.fired += 1;
+                late = Some(Duration::from_nanos(time));
+            }
+        }
+        late
     }
 }
 
@@ -214,7 +235,7 @@ impl Action {
             Self::Die(death) => Fault::Die(death),
             Self::CorruptCompletion(field) => Fault::CorruptCompletion(field),
             Self::CorruptState => Fault::CorruptState(random),
-            Self::Forget => return None,
+            Self::Forget | Self::Late(_) => return None,
         })
     }
 }

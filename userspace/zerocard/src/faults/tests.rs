@@ -221,6 +221,21 @@ fn marks_are_lost_as_the_rule_says() {
 }
 
 #[test]
+fn writes_are_late_as_the_rule_says() {
+    let late = |text: &str| {
+        let mut stage = Stage::new(0, "nvme1");
+        stage.insert(1, &rule(text));
+        assert!(stage.has_writes() && !stage.has_commands() && !stage.loses_mark());
+        assert_eq!(stage.decide(&READ), Decision::Proceed);
+        let writes = (1..=10).filter(|_| stage.late_write() == Some(Duration::from_millis(5)));
+        writes.collect::<Vec<u32>>()
+    };
+    assert_eq!(late("late=5ms,every=4"), [4, 8]);
+    assert_eq!(late("nth=3,late=5ms"), [3]);
+    assert_eq!(late("late=5ms,from=9"), [9, 10]);
+}
+
+#[test]
 fn a_corrupt_completion_differs_in_one_field() {
     let good = Completion {
         sqhd: 5,
@@ -291,6 +306,11 @@ fn refusals_name_key_value_and_what_is_allowed() {
         ("forget=2,every=3", &["every", "forget"]),
         ("forget=2,op=read", &["forget", "marks"]),
         ("forget=2,after", &["forget", "marks"]),
+        ("late=0us", &["late", "above 0"]),
+        ("late=1001ms", &["late", "up to 1s"]),
+        ("late=1ms,op=read", &["late", "writes"]),
+        ("late=1ms,before", &["late", "writes"]),
+        ("late=1ms,stall", &["late", "stall"]),
         ("function=a b,stall", &["function", "\"a b\""]),
         ("function=,stall", &["function", "\"\""]),
     ] {
@@ -442,6 +462,7 @@ fn no_text_panics() {
         "h",
         "0x",
         "forget=",
+        "late=",
         "corrupt=",
         "state",
         "\u{b5}s",

@@ -546,6 +546,12 @@ impl Device for Function {
     }
 
     fn write(&self, region: Region, offset: usize, data: &[u8]) {
+        if region == Region::Bar0 {
+            if let Some(late) = self.stage.late_write() {
+                // What comes behind it on the connection waits too: a posted write is passed by none.
+                std::thread::sleep(late);
+            }
+        }
         let mut state = self.state.lock();
         if region == Region::Config {
             return self.write_config(&mut state, offset, data);
