@@ -15,6 +15,7 @@
 use crate::{
     admin_queue::{Answer, Data, Unanswered},
     card::{command_timeout_ms, Card},
+    common::pci_config,
     errno::{already, not_recoverable},
     function::Function,
     logic::{
@@ -35,6 +36,7 @@ use crate::{
 };
 use kernel::{
     alloc::AllocError,
+    bindings,
     prelude::*,
     time::{delay::fsleep, Delta, Instant, Monotonic},
 };
@@ -128,6 +130,8 @@ impl Function {
             });
         }
         protocol.mend = false;
+        // One that is gone has none; what that means is the card's to say.
+        let _ = self.push_writes();
         let result = self.try_suspend(&mut protocol);
         if protocol.log.is_promised() && self.dirty.lock().mark_all().is_err() {
             // It may have run since the log was promised, and nobody was told.
@@ -159,6 +163,22 @@ impl Function {
         };
         self.show(&protocol);
         result
+    }
+
+    /// What anybody has written to the function's registers is there when this returns. `ENODEV`: the
+    /// function does not answer.
+    ///
+    /// Such writes are posted, and commands go another way, to another function: a command sent now
+    /// could be carried out before a doorbell that was rung long ago, and a state without that doorbell
+    /// would lose what it told of. A read request passes no posted write (PCIe Base 2.4.1), so the
+    /// answer to one proves that they have arrived. It goes to configuration space because that is
+    /// there whoever has the function, and to the class code because no function has all-ones there,
+    /// as virtual functions have in the Vendor ID.
+    pub(crate) fn push_writes(&self) -> Result {
+        let pdev = pci_config::function_at(self.address()).ok_or(ENODEV)?;
+        // CAST: the constant is 8.
+        let class = pci_config::read32(&*pdev, bindings::PCI_CLASS_REVISION as u16);
+        class.map(drop).ok_or(ENODEV)
     }
 
     fn try_suspend(&self, protocol: &mut Protocol) -> Result<(), Unsuspended> {

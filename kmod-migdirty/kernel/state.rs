@@ -33,13 +33,14 @@ pub(crate) enum Read {
 impl Function {
     /// Reads the state of a suspended function into `room`. `EBUSY` when it is not suspended,
     /// `EOPNOTSUPP` when the card has no version that is known, `EFBIG` when the state is larger
-    /// than 64 MiB.
+    /// than 64 MiB, `ENODEV` when the function does not answer.
     pub(crate) fn get_state(&self, room: &mut [u8]) -> Result<(Read, StateFormat)> {
         let mut protocol = self.protocol.lock();
         // The card says whether it is.
         if !protocol.log.may_be_suspended() {
             return Err(EBUSY);
         }
+        self.push_writes()?;
         let format = self.card().state_format()?;
         let transfer = self.card().transfer();
         let mut header = [0; HEADER];

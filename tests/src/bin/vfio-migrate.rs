@@ -47,6 +47,7 @@ const TESTS: &[(&str, Test)] = &[
         (None, 64, commands_without_doorbell),
     ),
     ("doorbell_while_stopped", (None, 64, doorbell_while_stopped)),
+    ("doorbell_on_its_way", (None, 64, doorbell_on_its_way)),
     ("queues_that_turned", (None, 7, queues_that_turned)),
     ("completions_not_taken", (None, 16, completions_not_taken)),
     ("interrupts", (Some(1), 64, interrupts)),
@@ -193,6 +194,19 @@ fn doorbell_while_stopped(nvme: &mut Nvme<'_>, other: Device) -> Outcome {
     move_to(nvme, other)?;
     take_all(nvme, open)?;
     all_read(nvme, 20, 5)
+}
+
+/// A doorbell that the function may not have when its card is told to suspend it and to give its state: a write of
+/// a register is posted, and goes another way. Proves something with a card to which writes are late.
+fn doorbell_on_its_way(nvme: &mut Nvme<'_>, other: Device) -> Outcome {
+    fill(nvme, 1, 12)?;
+    let open = put_reads(nvme, 3);
+    // Every write before has arrived.
+    check!(nvme.is_ready(), "the source is not ready");
+    nvme.ring_io();
+    move_to(nvme, other)?;
+    take_all(nvme, open)?;
+    all_read(nvme, 3, 12)
 }
 
 /// Queues of seven entries, moved at each place of their rings, in both phases.

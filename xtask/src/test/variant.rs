@@ -135,9 +135,9 @@ fn with_modules(session: &Session, kind: Kind) -> Result<Overlay> {
 }
 
 /// The programs that judge our driver, and their arguments. `$1` and `$2` are functions of one card, `$3` is one of
-/// another, `$4` one of a card that tracks little, `$5` one of a card that refuses; `$admin` is the administrative
-/// controller of the first.
-const PROGRAMS: [(&str, &str, &str); 9] = [
+/// another, `$4` one of a card that tracks little, `$5` one of a card that refuses, `$6` and `$7` are of one to
+/// which writes are late; `$admin` is the administrative controller of the first.
+const PROGRAMS: [(&str, &str, &str); 10] = [
     ("vfio-plain", "vfio-plain", "--migratable --function $1"),
     ("vfio-states", "vfio-states", "--function $1"),
     ("vfio-log", "vfio-log", "--function $1"),
@@ -148,6 +148,11 @@ const PROGRAMS: [(&str, &str, &str); 9] = [
     ),
     ("vfio-reset", "vfio-reset", "--function $1"),
     ("vfio-migrate", "vfio-migrate", "--function $1 --other $2"),
+    (
+        "vfio-migrate-late",
+        "vfio-migrate",
+        "--access cdev --function $6 --other $7 --only cdev.doorbell_on_its_way",
+    ),
     (
         "vfio-stream",
         "vfio-stream",
@@ -179,6 +184,7 @@ fn ours(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
         card(session, run.path(), "ZSVFIO0002", 1, &[])?,
         card(session, run.path(), "ZSVFIO0003", 1, &COARSE)?,
         card(session, run.path(), "ZSVFIO0004", 1, &REFUSALS)?,
+        card(session, run.path(), "ZSVFIO0005", 2, &LATE)?,
     ];
     let mut overlay = with_modules(session, kind)?.job("load", LOAD);
     for (job, program, arguments) in PROGRAMS {
@@ -284,6 +290,15 @@ const REFUSALS: [&str; 12] = [
     "op=track-send,cdw10=1,every=4,status=0/6,dnr",
     "--fault",
     "op=track-receive,every=7,status=0/6,dnr",
+];
+
+/// A card whose functions get each write of a register later than its administrative controller the order to suspend
+/// them and the one for their state.
+const LATE: [&str; 4] = [
+    "--fault",
+    "function=nvme1,late=200ms",
+    "--fault",
+    "function=nvme2,late=200ms",
 ];
 
 /// The drivers that the kernel's own tests look at.
