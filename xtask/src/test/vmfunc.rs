@@ -187,8 +187,11 @@ impl Boot {
         let mut overlay = Overlay::new()
             .file("/zs/vmfunc_view.ko", modules.path("vmfunc_view")?)
             .file("/zs/bin/vmfunc-views", &programs.path("vmfunc-views"))
-            .job("processors", &format!("test $(nproc) = {}", self.cpus))
-            .job("views", &views(NOT_NESTED, &arguments));
+            .job("processors", &format!("test $(nproc) = {}", self.cpus));
+        if self.kind == Kind::Debug {
+            overlay = overlay.job("swap", SWAP);
+        }
+        overlay = overlay.job("views", &views(NOT_NESTED, &arguments));
         if self.kind == Kind::Debug {
             overlay = overlay.job("leaks", LEAK_SCAN);
         }
@@ -209,6 +212,10 @@ impl Boot {
         );
         results.ktap(&transcript, "views");
         if self.kind == Kind::Debug {
+            results.check(
+                "memory can be swapped out",
+                succeeded(&transcript, "swap").map(drop),
+            );
             results.check("nothing leaks", succeeded(&transcript, "leaks").map(drop));
         }
         Ok(())
