@@ -15,13 +15,13 @@ mod killed;
 mod logic;
 pub(crate) mod migrate;
 mod peers;
+mod rows;
 mod selftests;
 mod tools;
 mod variant;
 mod vmfunc;
 
 use std::process::ExitCode;
-use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, Context as _, Result};
@@ -30,7 +30,7 @@ use clap::ValueEnum;
 use crate::ktap::{self, Counts, Outcome};
 use crate::rig::console::{Job, Transcript};
 use crate::session::Session;
-use crate::ui::{held_back, human, say, Step};
+use crate::ui::{human, say};
 
 /// What a scenario proves, and what it costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -398,7 +398,7 @@ pub(crate) fn run(
     // A set-up that failed once is not tried again by each scenario.
     let rigs = scenarios.iter().any(|s| s.level != Level::Logic);
     let blocked = rigs.then(|| session.root().err()).flatten();
-    let (beside, first): (Vec<&Scenario>, Vec<&Scenario>) =
+    let (beside, first): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
         scenarios.iter().partition(|s| s.level.is_patient());
     if first.is_empty() || beside.is_empty() || blocked.is_some() {
         for s in scenarios {
@@ -406,40 +406,7 @@ pub(crate) fn run(
             sum.add(s.run(session, blocked.as_ref()));
         }
     } else {
-        say(format!(
-            "--- {} scenarios run beside the others, and are shown when they end",
-            beside.len()
-        ));
-        std::thread::scope(|scope| {
-            let (sender, ended) = channel();
-            let row = beside.iter();
-            scope.spawn(move || {
-                for s in row {
-                    let (ran, said) = held_back(|| s.run(session, None));
-                    if sender.send((ran, said)).is_err() {
-                        return;
-                    }
-                }
-            });
-            let mut shown = 0;
-            for s in first {
-                say(s.title());
-                sum.add(s.run(session, None));
-                for (ran, said) in ended.try_iter() {
-                    sum.show(ran, said);
-                    shown += 1;
-                }
-            }
-            while let Some(s) = beside.get(shown) {
-                let step = Step::start(format!("waiting for {}", s.full_name()));
-                let Ok((ran, said)) = ended.recv() else {
-                    break;
-                };
-                step.done();
-                sum.show(ran, said);
-                shown += 1;
-            }
-        });
+        rows::run(session, &first, &beside, &mut sum);
     }
     Ok(sum.end())
 }
