@@ -35,7 +35,11 @@ impl Session {
 
     /// The same with a mirror that the user named.
     pub(crate) fn with_mirror(cache: Cache, mirror: Option<String>) -> Result<Self> {
-        let repo = Path::new(env!("CARGO_MANIFEST_DIR"))
+        // Of this run, as cargo says: what was known when this was built may have moved, or be another checkout
+        // with the same target folder.
+        let here = std::env::var_os("CARGO_MANIFEST_DIR");
+        let here = here.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let repo = Path::new(&here)
             .parent()
             .context("xtask stands in the checkout")?;
         let repo = repo
