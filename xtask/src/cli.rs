@@ -49,8 +49,8 @@ enum Command {
         /// Only these levels (all but `soak` when not given).
         #[arg(long, value_name = "LEVEL", value_delimiter = ',')]
         level: Vec<test::Level>,
-        /// Only scenarios whose name contains this.
-        filter: Option<String>,
+        /// Only scenarios whose name contains one of these.
+        filter: Vec<String>,
         /// List the scenarios and run none.
         #[arg(long)]
         list: bool,
@@ -117,7 +117,7 @@ pub(crate) fn run(cli: Cli) -> Result<ExitCode> {
             level,
             filter,
             list,
-        } => return test::run(&Session::new(cache)?, &level, filter.as_deref(), list),
+        } => return test::run(&Session::new(cache)?, &level, &filter, list),
         Command::Demo { json } => return demo::run(&Session::new(cache)?, json),
         Command::Bench { group, json } => {
             return bench::run(&Session::new(cache)?, group.as_deref(), json)

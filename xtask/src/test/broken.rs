@@ -99,7 +99,7 @@ fn on(
         nested: false,
         peers: false,
         overlay,
-        limit: Duration::from_secs(900),
+        limit: Duration::from_secs(1800),
     }
     .run(session.place()?)?;
     results.check("boots, and the kernel reports nothing", transcript.check());

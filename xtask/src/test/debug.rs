@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Level `debug`: the kselftests again where a silent mistake becomes a report, and planted bugs, so that we
-//! know a report would be noticed.
+//! Level `debug`: the scan for leaks where a silent mistake becomes a report, and planted bugs, so that we know a report
+//! would be noticed.
 
 use std::time::Duration;
 
 use anyhow::{ensure, Result};
 
-use super::{hosts, Results};
+use super::Results;
 use crate::kernel::Kind;
 use crate::rig::image::Overlay;
 use crate::rig::l1::{Iommu, L1};
@@ -20,11 +20,6 @@ sleep 6
 for i in 1 2 3; do echo scan > /sys/kernel/debug/kmemleak; done
 cat /sys/kernel/debug/kmemleak
 ! grep -q . /sys/kernel/debug/kmemleak";
-
-/// kselftests, then a scan for leaks.
-pub(super) fn migdirty(session: &Session, results: &mut Results) -> Result<()> {
-    hosts::under_virtme(session, results, Kind::Debug, LEAK_SCAN)
-}
 
 /// One boot per bug: a report may end the machine.
 pub(super) fn planted(session: &Session, results: &mut Results) -> Result<()> {
@@ -62,7 +57,7 @@ fn plant(session: &Session, name: &str, module: &str, script: &str, report: &str
         nested: false,
         peers: false,
         overlay: Overlay::new().job("plant", script),
-        limit: Duration::from_secs(300),
+        limit: Duration::from_secs(600),
     }
     .run(session.place()?)?;
     transcript.check_planted(report)?;

@@ -302,7 +302,7 @@ const SCENARIOS: &[Scenario] = &[
         level: Level::Debug,
         name: "migdirty",
         what: "kselftests, 100 rounds and a leak scan on the debug kernel",
-        run: debug::migdirty,
+        run: hosts::debug_kernel,
     },
     Scenario {
         level: Level::Debug,
@@ -364,7 +364,7 @@ const SCENARIOS: &[Scenario] = &[
 pub(crate) fn run(
     session: &Session,
     levels: &[Level],
-    filter: Option<&str>,
+    filters: &[String],
     list: bool,
 ) -> Result<ExitCode> {
     let wanted = |s: &Scenario| {
@@ -373,7 +373,7 @@ pub(crate) fn run(
             s.level != Level::Soak
         } else {
             levels.contains(&s.level)
-        }) && filter.is_none_or(|f| full.contains(f))
+        }) && (filters.is_empty() || filters.iter().any(|f| full.contains(f.as_str())))
     };
     let scenarios: Vec<&'static Scenario> = SCENARIOS.iter().filter(|s| wanted(s)).collect();
     if list {

@@ -69,7 +69,7 @@ pub(super) fn bochs(session: &Session, results: &mut Results) -> Result<()> {
             .file("/zs/bin/zeroshift", &programs.path("zeroshift"))
             .file("/zs/bin/view-tools", &programs.path("view-tools"))
             .job("tools", TOOLS),
-        limit: Duration::from_secs(900),
+        limit: Duration::from_secs(1800),
     }
     .run(place)?;
     results.check("boots, and the kernel reports nothing", transcript.check());
@@ -202,7 +202,8 @@ impl Boot {
             cpus: self.cpus,
             modules: &["kvm_intel"],
             overlay,
-            limit: Duration::from_secs(1800),
+            // On the debug kernel all of it takes more than half an hour beside two other machines.
+            limit: Duration::from_secs(2700),
         }
         .run(session.place()?)?;
         results.check("boots, and the kernel reports nothing", transcript.check());
