@@ -24,6 +24,13 @@ const MUTANTS: &[(bool, usize, &[u8], &str)] = &[
     (true, 0x14a, &[0x0f, 0x30, 0x90], "Wrmsr"),
     (true, 0x147, &[0x40], "Load(4)"),
     (true, 0x148, &[0x89], "Store(8)"),
+    // A second REP MOVSB, and a jump to a VMFUNC that is known.
+    (
+        true,
+        0x190,
+        &[0xf3, 0xa4, 0xeb, 0xf9],
+        "Copy(ffffffffffffffff)",
+    ),
     (true, 0x189, &[0x06], "memory and RAX"),
     (true, 0x1ca, &[0x48], "Exchange(8, false)"),
     (true, 0x1cf, &[0x31, 0xc9], "Xor"),

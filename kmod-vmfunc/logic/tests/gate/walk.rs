@@ -219,11 +219,12 @@ fn step(
             else {
                 return done.push(path.wrong("jumps out of the page"));
             };
+            if instruction.mnemonic() == Mnemonic::Loopne {
+                path.set(RCX, Value::ANY);
+            }
             open.push((target, path.clone()));
-            match instruction.mnemonic() {
-                Mnemonic::Jmp => return,
-                Mnemonic::Loopne => path.set(RCX, Value::ANY),
-                _ => {}
+            if instruction.mnemonic() == Mnemonic::Jmp {
+                return;
             }
             if let (Mnemonic::Jne, Some((register, mask))) = (instruction.mnemonic(), path.test) {
                 // A mask that is the complement of 2^n - 1: what has none of it is below 2^n.
