@@ -284,8 +284,7 @@ fn query(vm: &Vm, question: VmfuncQuery) -> Result<VmfuncQuery> {
     }
     Ok(VmfuncQuery {
         argsz: question.argsz,
-        // As long as the file is open, nothing else makes it leave.
-        flags: match vm.is_leaving() {
+        flags: match vm.has_ended() {
             true => VMFUNC_QUERY_ENDED,
             false => 0,
         },

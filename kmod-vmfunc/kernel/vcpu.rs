@@ -195,6 +195,10 @@ impl Prepared {
             }
             self.root.store(eptp.0, Relaxed);
             count(&self.counters.loads);
+            // It may have been in a view.
+            if is_machine_check(vmcs) {
+                vm.memory_error();
+            }
         }
         let stuck = view.is_some_and(|view| view != 0) && is_stuck(vm, vcpu, vmcs);
         let root = Eptp(self.root.load(Relaxed));
@@ -323,7 +327,7 @@ fn is_stuck(vm: ArcBorrow<'_, Vm>, vcpu: &Vcpu, vmcs: &Current) -> bool {
         // A memory error under a window, which is in no table that the kernel knows. When it has seen
         // the error before it does nothing more, and the guest would read there again, for ever.
         EXCEPTION_OR_NMI => {
-            let check = vmcs.read(Field::ExitInterruption) & INTERRUPTION == MACHINE_CHECK;
+            let check = is_machine_check(vmcs);
             if check {
                 vm.memory_error();
             }
@@ -331,4 +335,10 @@ fn is_stuck(vm: ArcBorrow<'_, Vm>, vcpu: &Vcpu, vmcs: &Current) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether the last exit was by a machine check.
+fn is_machine_check(vmcs: &Current) -> bool {
+    vmcs.read(Field::ExitReason) & BASIC_REASON == EXCEPTION_OR_NMI
+        && vmcs.read(Field::ExitInterruption) & INTERRUPTION == MACHINE_CHECK
 }

@@ -197,6 +197,12 @@ impl Vm {
         self.leaving.load(Relaxed)
     }
 
+    /// Whether no vCPU can enter any more, as long as the file is open: the address space has ended, or
+    /// nobody else has the VM.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.is_leaving() || self.kvm.is_only_ours()
+    }
+
     /// Whether a view is in use.
     pub(crate) fn has_view(&self, view: usize) -> bool {
         // VIEWS is 64.

@@ -52,7 +52,8 @@ pub const VMFUNC_VCPU_ARMED: u32 = 1 << 0;
 /// five levels.
 pub const VMFUNC_VCPU_UNABLE: u32 = 1 << 1;
 
-/// [`VmfuncQuery::flags`]: the VM's address space has ended, and so has all that its vCPUs had.
+/// [`VmfuncQuery::flags`]: the VM's address space has ended, or nobody else has the VM: none of its vCPUs
+/// can enter any more.
 pub const VMFUNC_QUERY_ENDED: u32 = 1 << 0;
 
 /// Attaches to a VM. EBADF not a file, EINVAL not a VM of KVM or a bad slot, EBUSY this file or the

@@ -81,7 +81,7 @@ struct vmfunc_vcpu {
 #define VMFUNC_GET_VCPU		_IOWR(0xE7, 0x45, struct vmfunc_vcpu)
 
 /* vmfunc_query.flags */
-#define VMFUNC_QUERY_ENDED	(1U << 0)	/* the VM's address space has ended */
+#define VMFUNC_QUERY_ENDED	(1U << 0)	/* no vCPU of the VM can enter any more */
 
 /* What there is. */
 struct vmfunc_query {

@@ -17,6 +17,7 @@
 #include <asm/asm.h>
 #include <asm/hypervisor.h>
 #include <asm/msr.h>
+#include <asm/vmx.h>
 
 #include "zs_helpers.h"
 
@@ -144,6 +145,18 @@ static bool zs_has_vmfunc(void)
 }
 
 /*
+ * IA32_VMX_EPT_VPID_CAP bit 25: INVEPT of one context (Intel SDM volume 3, appendix A.10). KVM does
+ * without when it is missing, and one that is missing only sets a flag.
+ */
+static bool zs_has_invept_of_context(void)
+{
+	u64 capabilities;
+
+	return !rdmsrq_safe(MSR_IA32_VMX_EPT_VPID_CAP, &capabilities) &&
+	       capabilities & VMX_EPT_EXTENT_CONTEXT_BIT;
+}
+
+/*
  * Why a VM cannot have a slot that ends at this guest-physical address. What vCPUs without CPUID will
  * be, and those that are made later, is not known here.
  */
@@ -183,6 +196,8 @@ static const char *zs_obstacle(struct kvm *kvm, struct module *module, u64 end)
 		return "kvm runs without the TDP MMU: load it with tdp_mmu=1";
 	if (!zs_has_vmfunc())
 		return "this processor has no EPTP switching (VMFUNC leaf 0), or the hypervisor below hides it";
+	if (!zs_has_invept_of_context())
+		return "this processor has no single-context INVEPT, or the hypervisor below hides it";
 	if (kvm->arch.vm_type != KVM_X86_DEFAULT_VM)
 		return "the VM is of a protected type, whose tables are not the host's to change";
 	return zs_out_of_reach(kvm, end);

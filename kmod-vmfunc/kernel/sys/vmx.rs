@@ -112,8 +112,8 @@ impl Current {
     /// stores that changed them.
     pub(crate) fn invept(&self, eptp: u64) {
         let descriptor: [u64; 2] = [eptp, 0];
-        // SAFETY: only changes what is cached; single-context invalidation (type 1) is there
-        // wherever KVM uses EPT with VM functions.
+        // SAFETY: only changes what is cached. Single-context invalidation (type 1) is there: without it
+        // nothing is attached.
         unsafe {
             forgiving!("invept {0}, [{1}]", in(reg) 1u64, in(reg) &raw const descriptor,
                 options(nostack));

@@ -2,7 +2,7 @@
 
 //! Tests with VMs of this process.
 
-use crate::bench::Bench;
+use crate::bench::{has_ended, wait, Bench};
 use anyhow::{bail, Context as _, Result};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{memfd_create, MemfdFlags};
@@ -48,6 +48,26 @@ pub(crate) fn several_vms(bench: &Bench) -> Outcome {
         bench.view(&["detach", "--pid", &pid, "--vm", vm])?;
     }
     check_eq!(bench.attachments()?.len(), 0, "attachments");
+    Ok(())
+}
+
+/// A VM ends in a process that goes on, as a VMM may that boots its guest again: its holder does, too, and
+/// the next VM, which has the same file descriptor, can be attached.
+pub(crate) fn vm_closed(bench: &Bench) -> Outcome {
+    bench.ready()?;
+    let pid = std::process::id().to_string();
+    let mut number = None;
+    for _ in 0..2 {
+        let vm = Vm::new(1)?;
+        let attached = bench.json(&["attach", "--pid", &pid])?;
+        let same = *number.get_or_insert(vm.0.raw_fd()) == vm.0.raw_fd();
+        check!(same, "another file descriptor");
+        bench.view(&["add", "--length", "4K"])?;
+        drop(vm);
+        let holder = &attached["holder"];
+        wait("the holder to end", || Ok(has_ended(holder).then_some(())))?;
+        check_eq!(bench.attachments()?.len(), 0, "attachments");
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use super::protocol::{is_trusted, receive, send, Answer, Question};
 use super::runtime::Runtime;
 use super::service::{understand, Service};
 use anyhow::{anyhow, Context as _, Result};
-use rustix::event::{poll, PollFd, PollFlags};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd as _, OwnedFd};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io;
@@ -19,6 +19,12 @@ use std::time::Duration;
 
 /// How long a client may take to say what it wants, and to hear the answer: the others wait.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it looks whether the VM has ended in a process that goes on: nobody tells.
+const LOOK: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
 /// What a holder holds.
 pub(super) struct Held<V> {
@@ -70,7 +76,7 @@ pub(super) fn serve<V: Views>(held: Held<V>, stop: &UnixStream) -> Result<()> {
     // Somebody who is gone before it is his turn must not stop the others.
     listener.set_nonblocking(true)?;
     let asked = loop {
-        // It was so before the first event, perhaps.
+        // Before the first event, or without one.
         if service.has_ended() {
             break None;
         }
@@ -79,7 +85,7 @@ pub(super) fn serve<V: Views>(held: Held<V>, stop: &UnixStream) -> Result<()> {
             PollFd::new(&event, PollFlags::IN),
             PollFd::new(stop, PollFlags::IN),
         ];
-        rustix::io::retry_on_intr(|| poll(&mut ready, None))?;
+        rustix::io::retry_on_intr(|| poll(&mut ready, Some(&LOOK)))?;
         let [client, changed, stopped] = ready.map(|fd| !fd.revents().is_empty());
         if stopped {
             break None;
