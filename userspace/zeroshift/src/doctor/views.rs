@@ -63,7 +63,7 @@ fn look(sysfs: &Sysfs, system: &System, device: &Path, msr: impl Fn(u64) -> Msr)
         Check::ok("VMX", "the processor has it".into()),
         ept(sysfs, &controls, &vmx),
         vmfunc(&controls, &functions),
-        mbec(&controls, &vmx),
+        mbec(sysfs, &controls, &vmx),
         address_bits(&cpuinfo),
         kvm_intel(sysfs),
         nested(sysfs),
@@ -136,15 +136,23 @@ fn vmfunc(controls: &Msr, functions: &Msr) -> Check {
 }
 
 /// Views do without; the gate is then less well kept.
-fn mbec(controls: &Msr, vmx: &BTreeSet<&str>) -> Check {
+fn mbec(sysfs: &Sysfs, controls: &Msr, vmx: &BTreeSet<&str>) -> Check {
     const NAME: &str = "MBEC";
     let has = match controls {
         Msr::Value(value) => value >> MODE_BASED_EXECUTE & 1 == 1,
         _ => vmx.contains("ept_mode_based_exec"),
     };
-    let found = match has {
-        true => "only a guest's kernel can execute the gate",
-        false => "none, which does no harm: a guest's programs can execute the gate, too",
+    let kvm = |name| parameter(sysfs, "kvm_intel", name);
+    let found = match (has, kvm("mbec").as_deref()) {
+        (true, Some("Y")) => "only a guest's kernel can execute the gate",
+        (true, None) if kvm("nested").is_none() => {
+            "the processor has it; whether KVM uses it shows when kvm_intel is loaded"
+        }
+        // Also what KVM does when the processor does not tell who came with a violation.
+        (true, _) => {
+            "not used by KVM, which does no harm: a guest's programs can execute the gate, too"
+        }
+        (false, _) => "none, which does no harm: a guest's programs can execute the gate, too",
     };
     Check::ok(NAME, found.into())
 }
@@ -296,6 +304,7 @@ mod tests {
             host.write("sys/module/kvm_intel/initstate", "live\n");
             host.write("sys/module/kvm_intel/parameters/nested", "N\n");
             host.write("sys/module/kvm_intel/parameters/ept", "Y\n");
+            host.write("sys/module/kvm_intel/parameters/mbec", "Y\n");
             host.write("sys/module/kvm/parameters/tdp_mmu", "Y\n");
             host.write("dev/vmfunc", "");
             host
@@ -450,6 +459,11 @@ mod tests {
         assert!(fix.contains("modprobe msr"), "{fix}");
         // Without registers /proc/cpuinfo knows the other two.
         assert!(host.check("MBEC").found.contains("only a guest's kernel"));
+        let mbec = "sys/module/kvm_intel/parameters/mbec";
+        host.write(mbec, "N\n");
+        assert!(host.check("MBEC").found.contains("not used by KVM"));
+        host.remove(mbec);
+        assert!(host.check("MBEC").found.contains("not used by KVM"));
         host.write("proc/cpuinfo", GOOD.replace(" ept ept_mode_based_exec", ""));
         assert_eq!(host.check("EPT").state, State::Missing);
         assert!(host.check("MBEC").found.contains("none"));

@@ -16,9 +16,9 @@ use super::runtime::Runtime;
 use super::service::Service;
 use super::{client, show, vm};
 use crate::doctor;
+use crate::progress;
 use crate::sysfs::Sysfs;
 use crate::usage::{self, System};
-use crate::WRITING;
 use anyhow::{anyhow, Context as _, Error, Result};
 use rustix::event::{eventfd, EventfdFlags};
 use rustix::fd::AsFd as _;
@@ -45,7 +45,8 @@ pub(super) fn run(options: &AttachOptions, output: &mut impl Write) -> Result<()
     let device = Device::open_loaded(&options.places.device)?;
     let file = vm::take(proc, pid, process, number)?;
     let log = Log::from_now(Path::new("/dev/kmsg"));
-    let attached = device.attach(file.as_fd(), options.slot);
+    let waiting = format!("attaching to {}", explain::vm(proc, pid, number));
+    let attached = progress::during(&waiting, || device.attach(file.as_fd(), options.slot));
     attached.map_err(|errno| why(errno, log, &runtime, options, number))?;
     // With it, the VM would live on when its VMM has ended.
     drop(file);
@@ -64,8 +65,10 @@ pub(super) fn run(options: &AttachOptions, output: &mut impl Write) -> Result<()
         let service = Service::new(device, pid, number);
         let mut begin = || {
             let stop = holder::signals()?;
-            show::attached(&service.attachment()?, options.json, output)?;
-            output.flush().context(WRITING)?;
+            let attachment = service.attachment()?;
+            // It is attached, whether anybody hears of it or not.
+            let shown = show::attached(&attachment, options.json, output);
+            let _ = shown.and_then(|()| Ok(output.flush()?));
             Ok(stop)
         };
         let stop = begin().inspect_err(|_: &Error| Runtime::unlink(&socket.path))?;

@@ -6,6 +6,7 @@ use super::explain;
 use super::options::OneOptions;
 use super::protocol::{receive_answer, send, Answer, Question};
 use super::runtime::{Holder, Runtime};
+use crate::progress;
 use anyhow::{anyhow, bail, Result};
 use rustix::fd::BorrowedFd;
 use serde::de::DeserializeOwned;
@@ -24,6 +25,8 @@ pub(super) fn find(options: &OneOptions) -> Result<Holder> {
         options.pid.is_none_or(|wanted| wanted == pid)
             && options.vm.is_none_or(|wanted| wanted == vm)
     };
+    let others = found.died.iter().filter(|(pid, vm)| !of(*pid, *vm));
+    others.for_each(explain::died);
     let mut holders: Vec<Holder> = found.holders;
     holders.retain(|holder| of(holder.pid, holder.vm));
     let proc = Path::new("/proc");
@@ -73,7 +76,8 @@ pub(super) fn ask<T: DeserializeOwned>(
     stream.set_write_timeout(Some(PATIENCE))?;
     // What it says before it closes the connection says more than a failed write.
     let sent = send(stream, question, file.as_slice());
-    let answer = match receive_answer(stream) {
+    let waiting = format!("waiting for the holder behind {socket}");
+    let answer = match progress::during(&waiting, || receive_answer(stream)) {
         Ok(None) => return Ok(None),
         Ok(Some(answer)) => answer,
         Err(error) => {

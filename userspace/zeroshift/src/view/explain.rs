@@ -25,6 +25,12 @@ pub(super) fn vm(proc: &Path, pid: i32, vm: i32) -> String {
     format!("VM {vm} of {}", vm::process(proc, pid))
 }
 
+/// Says that the holder of a VM was killed, by its process and file descriptor there.
+pub(super) fn died((pid, number): &(i32, i32)) {
+    let vm = vm(Path::new("/proc"), *pid, *number);
+    eprintln!("zeroshift: the holder of {vm} was killed; that closed its windows");
+}
+
 /// The error for people: object, cause, next step.
 pub(super) fn explain(vm: &str, request: Request, errno: Errno) -> Error {
     let what = match request {

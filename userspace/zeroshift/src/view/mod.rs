@@ -33,7 +33,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use vmfunc_uapi::MAX_WINDOW;
+use vmfunc_uapi::{MAX_WINDOW, SLOT_SIZE};
 
 /// Runs the subcommand.
 pub(crate) fn run(command: &ViewCommand, output: &mut impl Write) -> Result<()> {
@@ -79,27 +79,23 @@ fn list(options: &ListOptions, output: &mut impl Write) -> Result<()> {
             }
         }
     }
-    let proc = Path::new("/proc");
-    for &(pid, vm) in found.died.iter().filter(|(pid, _)| of(*pid)) {
-        let vm = explain::vm(proc, pid, vm);
-        eprintln!("zeroshift: the holder of {vm} was killed; that closed its windows");
-    }
+    found.died.iter().for_each(explain::died);
     let loaded = options.places.device.exists();
     if !attachments.is_empty() || options.json || silent > 0 {
         show::list(&attachments, loaded, options.json, output)?;
         ensure!(silent == 0, "{silent} of the holders did not answer");
         return Ok(());
     }
-    if !loaded {
-        let device = &options.places.device;
-        return writeln!(output, "no VM is attached: {}", kernel::not_loaded(device))
-            .context(WRITING);
-    }
-    writeln!(
-        output,
-        "no VM is attached; 'zeroshift view attach --pid PID' attaches one"
-    )
-    .context(WRITING)
+    let which = match options.pid {
+        Some(pid) => format!("no VM of process {pid} is attached"),
+        None => "no VM is attached".to_owned(),
+    };
+    let why = match (loaded, options.pid) {
+        (false, _) => format!(": {}", kernel::not_loaded(&options.places.device)),
+        (true, Some(pid)) => format!("; 'zeroshift view attach --pid {pid}' attaches it"),
+        (true, None) => "; 'zeroshift view attach --pid PID' attaches one".to_owned(),
+    };
+    writeln!(output, "{which}{why}").context(WRITING)
 }
 
 fn add(options: &AddOptions, output: &mut impl Write) -> Result<()> {
@@ -119,10 +115,17 @@ fn add(options: &AddOptions, output: &mut impl Write) -> Result<()> {
         file = Some(File { path, offset });
         opened = Some(handle);
     }
+    let length = length.context("--length says how long it is")?;
+    if let Some(at) = options.at {
+        ensure!(
+            at.checked_add(length).is_some_and(|end| end <= SLOT_SIZE),
+            "a window of {length} bytes at {at:#x} ends beyond the slot, which has {SLOT_SIZE:#x} bytes"
+        );
+    }
     let question = Question::Add(Add {
         view: options.view,
         at: options.at,
-        length: length.context("--length says how long it is")?,
+        length,
         write: options.write,
         file,
     });

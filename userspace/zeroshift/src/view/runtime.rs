@@ -6,6 +6,7 @@
 //! behind, to which nobody answers: whoever looks next removes it. The folder is locked while names are
 //! made and removed, so nobody removes one that is about to be served.
 
+use super::explain;
 use super::options::Places;
 use anyhow::{anyhow, bail, Context as _, Result};
 use rustix::fd::OwnedFd;
@@ -68,11 +69,13 @@ impl Runtime {
             .create(&self.0)
             .with_context(|| format!("cannot make the folder {dir}"))?;
         let lock = self.lock()?;
-        self.remove_dead()?;
+        let found = self.remove_dead()?;
+        found.died.iter().for_each(explain::died);
         let socket = self.socket(pid, vm);
         let listener = UnixListener::bind(&socket).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => anyhow!(
-                "{} is served by another process; 'zeroshift view list' shows it",
+                "{} is served by another process; 'zeroshift view list' shows it, 'zeroshift view \
+                 detach --pid {pid} --vm {vm}' ends that",
                 socket.display()
             ),
             _ => anyhow!("cannot make the socket {}: {error}", socket.display()),
