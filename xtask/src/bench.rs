@@ -190,6 +190,37 @@ fn in_l1(
 /// Group `view`: vmfunc_view, on the stock kernel in Bochs, whose time stamp counter counts instructions.
 fn view(session: &Session) -> Result<Vec<Value>> {
     let programs = userspace::build(session)?;
+    let mut list = command::command(programs.path("view-bench"));
+    list.arg("--list");
+    let planned = json_lines(command::output(list)?.lines());
+    Ok(completed(planned, in_bochs(session, &programs)))
+}
+
+/// The machine's line and one of each figure that was planned, with the reason when it was not measured.
+fn completed(mut figures: Vec<Value>, measured: Result<Vec<Value>>) -> Vec<Value> {
+    let (lines, reason) = match measured {
+        Ok(lines) => (lines, "the measurement did not come to it".to_owned()),
+        Err(error) => {
+            let text = format!("{error:#}");
+            eprintln!("{text}");
+            let reason = text.lines().next().unwrap_or_default();
+            (Vec::new(), reason.to_owned())
+        }
+    };
+    let machine = lines.iter().find(|line| line.get("machine").is_some());
+    let machine = machine.cloned();
+    for figure in &mut figures {
+        match lines.iter().find(|line| line["name"] == figure["name"]) {
+            Some(line) => *figure = line.clone(),
+            None => figure["reason"] = Value::from(reason.as_str()),
+        }
+    }
+    let machine = machine.unwrap_or_else(|| json!({"machine": null}));
+    [vec![machine], figures].concat()
+}
+
+/// Measures the group `view` in a machine.
+fn in_bochs(session: &Session, programs: &Programs) -> Result<Vec<Value>> {
     let modules = session.modules(Kind::Stock)?;
     let transcript = Bochs {
         name: "bench-view",
@@ -347,6 +378,27 @@ mod tests {
                 (&Value::Null, &json!(1.5))
             );
         }
+    }
+
+    #[test]
+    fn what_is_missing_has_a_reason() {
+        let planned = || {
+            let figure =
+                |name: &str| json!({"name": name, "value": null, "reason": "not asked for"});
+            vec![figure("v.x"), figure("v.y")]
+        };
+        let machine = json!({"machine": {"cores": 1}});
+        let lines = completed(
+            planned(),
+            Ok(vec![machine.clone(), json!({"name": "v.y", "value": 3})]),
+        );
+        assert_eq!(lines[0], machine);
+        assert_eq!(lines[1]["reason"], "the measurement did not come to it");
+        assert_eq!(lines[2]["value"], 3);
+        let lines = completed(planned(), Err(anyhow::anyhow!("it rains")));
+        assert_eq!(lines[0], json!({"machine": null}));
+        assert!(lines[1..].iter().all(|line| line["reason"] == "it rains"));
+        assert_eq!(lines.len(), 3);
     }
 
     fn job(name: &str, exit: Option<i32>, line: &str) -> Job {

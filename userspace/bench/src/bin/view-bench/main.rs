@@ -26,8 +26,8 @@ use zeroshift_tests::vmm;
 #[derive(Parser)]
 struct Arguments {
     /// File of the module vmfunc_view, which this loads and unloads
-    #[arg(long, required_unless_present = "list", default_value = "")]
-    module: PathBuf,
+    #[arg(long, required_unless_present = "list")]
+    module: Option<PathBuf>,
     /// Measure nothing: print the figures that there are, as if none could be measured
     #[arg(long)]
     list: bool,
@@ -67,6 +67,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let module = arguments.module.as_deref().context("--module")?;
     if let Some(why) = vmm::obstacle() {
         ensure!(false, "guests cannot run here: {why}");
     }
@@ -78,7 +79,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode> {
     for (figure, measure) in FIGURES {
         let wanted = |part: &String| figure.name.contains(part.as_str());
         if arguments.filter.as_ref().is_none_or(wanted) {
-            let line = figure.line(|| measure(&figure, &arguments.module));
+            let line = figure.line(|| measure(&figure, module));
             print(&line)?;
             lines.push(line);
         }

@@ -22,6 +22,9 @@ pub(crate) const WINDOW: u64 = GATE + FIRST_WINDOW;
 /// The view with the window.
 pub(crate) const VIEW: u32 = 1;
 
+/// What is in the window.
+const CONTENT: u8 = 0xa5;
+
 /// How long the module may stay in use: only one that hangs comes near.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -81,6 +84,7 @@ impl Attached {
         let view = file.create_view()?;
         ensure!(view == VIEW, "the first view is {view}");
         let window = file.add_owned(VIEW, FIRST_WINDOW, PAGE)?;
+        window.write(0, &[CONTENT; PAGE]);
         Ok(Self {
             vcpu: vcpus.pop(),
             vm,
@@ -92,17 +96,34 @@ impl Attached {
 
     /// [`run`] on its vCPU.
     pub(crate) fn run(&mut self, work: Work, bytes: usize, times: u64) -> Result<u64> {
-        let vcpu = self.vcpu.take().context("a run before this one failed")?;
-        let (vcpu, ticks) = run(vcpu, work, bytes, times)?;
-        self.vcpu = Some(vcpu);
-        Ok(ticks)
+        self.copies(work, bytes, |vcpu| run(vcpu, work, bytes, times))
     }
 
     /// [`ticks`] of its vCPU.
     pub(crate) fn ticks(&mut self, work: Work, bytes: usize) -> Result<u64> {
+        self.copies(work, bytes, |vcpu| ticks(vcpu, work, bytes))
+    }
+
+    /// Has the vCPU do the work, and sees that the gate copied.
+    fn copies(
+        &mut self,
+        work: Work,
+        bytes: usize,
+        all: impl FnOnce(Vcpu) -> Result<(Vcpu, u64)>,
+    ) -> Result<u64> {
         let vcpu = self.vcpu.take().context("a run before this one failed")?;
-        let (vcpu, ticks) = ticks(vcpu, work, bytes)?;
+        self.vm.write(Vm::buffer(0), &[0; PAGE]);
+        let (vcpu, ticks) = all(vcpu)?;
         self.vcpu = Some(vcpu);
+        if work == Work::Gate {
+            let mut copied = [0; PAGE];
+            self.vm.read(Vm::buffer(0), &mut copied);
+            let right = copied.iter().take_while(|byte| **byte == CONTENT).count();
+            ensure!(
+                right == bytes,
+                "the gate copied {right} bytes instead of {bytes}"
+            );
+        }
         Ok(ticks)
     }
 

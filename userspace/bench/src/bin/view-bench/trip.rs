@@ -79,12 +79,12 @@ pub(crate) fn vmfuncs(figure: &Figure, module: &Path) -> Result<Value> {
         .collect();
     ensure!(!offsets.is_empty(), "the trace never came to the gate");
     let face = rig.default_face()?;
-    let vmfuncs = count_vmfuncs(&offsets, &face);
+    let vmfuncs = count_vmfuncs(&offsets, &face)?;
     Ok(figure.measured(&Spread::of([vmfuncs as f64]), &json!({"offsets": offsets})))
 }
 
-/// VMFUNCs among the instructions at these offsets of the gate.
-fn count_vmfuncs(offsets: &[u64], default_face: &[u8]) -> usize {
+/// VMFUNCs among the instructions at these offsets of the gate, which end in the default view.
+fn count_vmfuncs(offsets: &[u64], default_face: &[u8]) -> Result<usize> {
     let mut inside = false;
     let mut count = 0;
     for offset in offsets {
@@ -99,7 +99,8 @@ fn count_vmfuncs(offsets: &[u64], default_face: &[u8]) -> usize {
             count += 1;
         }
     }
-    count
+    ensure!(!inside, "no way out of the view in {offsets:x?}");
+    Ok(count)
 }
 
 /// A call that copies nothing.
