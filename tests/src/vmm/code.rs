@@ -19,6 +19,9 @@ pub enum Program {
     Load,
     /// One call of the gate at RBX, with RDI, RSI, RDX and ECX; registers are as it returns.
     Gate,
+    /// HLT. Behind it copies by the gate, R14 bytes from R15 to R13 with the view R12D, and tells by OUT
+    /// to [`WAIT_PORT`] what it returned. Then all of that again.
+    Wait,
     /// Round trips by the gate, R14 bytes each, with the window at R13 in the view R12D; RBX is a
     /// buffer of two pages. RDX = 1: fill the first page with numbers made of R15 and the round,
     /// copy it to the window. Always: copy the window to the second page, compare the two. RBP
@@ -42,6 +45,9 @@ pub enum Program {
     Halt,
     /// [`Self::Switch`] from ring 3, RBP times, with 0 in EAX; it ends with OUT to [`RING3_PORT`].
     Ring3,
+    /// One call of the gate from ring 3, with RBX, RDI, RSI, RDX and ECX as in ring 0; it ends with OUT to
+    /// [`RING3_PORT`], registers as the gate returns.
+    Ring3Gate,
     /// Some work RBP times. RAX = what the time stamp counter moved by. R13, R15 and R14 are a
     /// destination, a source and a number of bytes, R12D is a view.
     Time(Work),
@@ -66,7 +72,10 @@ pub const AROUND: u64 = 6;
 /// Where [`Program::Ring3`] reports its end.
 pub const RING3_PORT: u16 = 0x80;
 
-/// How far from the code its mapping for ring 3 is.
+/// Where [`Program::Wait`] tells what the gate returned.
+pub const WAIT_PORT: u16 = 0x81;
+
+/// How far from memory, from the gate and from the first window their mappings for ring 3 are.
 pub(super) const USER: u64 = 2 << 40;
 
 /// [`Program::Time`] with some work: time stamps on both sides of RBP times it.
@@ -109,6 +118,7 @@ global_asm!(
     ".balign 16",
     ".globl zs_guest_begin, zs_guest_end, zs_guest_nmi, zs_guest_ud, zs_guest_db, zs_guest_mc",
     ".globl zs_guest_add, zs_guest_spin, zs_guest_load, zs_guest_gate, zs_guest_rounds",
+    ".globl zs_guest_wait, zs_guest_ring3_gate",
     ".globl zs_guest_switch, zs_guest_exits, zs_guest_sample, zs_guest_ring3",
     ".globl zs_guest_cheat, zs_guest_halt, zs_guest_bp",
     ".globl zs_guest_time_nothing, zs_guest_time_gate, zs_guest_time_copy, zs_guest_time_exit",
@@ -135,6 +145,19 @@ global_asm!(
     "xor eax, eax",
     "call rbx",
     "hlt",
+    //
+    "zs_guest_wait:",
+    "2:",
+    "hlt",
+    "mov rdi, r13",
+    "mov rsi, r15",
+    "mov rdx, r14",
+    "mov ecx, r12d",
+    "xor eax, eax",
+    "movabs r10, {entry}",
+    "call r10",
+    "out {wait_port}, al",
+    "jmp 2b",
     //
     "zs_guest_rounds:",
     "2:",
@@ -337,6 +360,27 @@ global_asm!(
     "zs_guest_halt:",
     "hlt",
     //
+    "zs_guest_ring3_gate:",
+    "movabs rax, {user}",
+    "mov r10, rsp",
+    "add r10, rax",
+    "add rbx, rax",
+    "add rdi, rax",
+    "add rsi, rax",
+    "push {user_data}",
+    "push r10",
+    "push 0x3002",
+    "push {user_code}",
+    "lea r10, [rip + 11f]",
+    "add r10, rax",
+    "push r10",
+    "iretq",
+    "11:",
+    "xor eax, eax",
+    "call rbx",
+    "out {ring3_port}, al",
+    "jmp 10f",
+    //
     "zs_guest_ring3:",
     "mov rax, rsp",
     "push {user_data}",
@@ -470,6 +514,7 @@ global_asm!(
     user_code = const super::USER_CODE,
     user = const USER,
     ring3_port = const RING3_PORT,
+    wait_port = const WAIT_PORT,
 );
 
 unsafe extern "C" {
@@ -488,11 +533,13 @@ unsafe extern "C" {
     static zs_guest_spin: u8;
     static zs_guest_load: u8;
     static zs_guest_gate: u8;
+    static zs_guest_wait: u8;
     static zs_guest_rounds: u8;
     static zs_guest_switch: u8;
     static zs_guest_exits: u8;
     static zs_guest_sample: u8;
     static zs_guest_ring3: u8;
+    static zs_guest_ring3_gate: u8;
     static zs_guest_time_nothing: u8;
     static zs_guest_time_gate: u8;
     static zs_guest_time_copy: u8;
@@ -523,11 +570,13 @@ impl Program {
             Self::Spin => &raw const zs_guest_spin,
             Self::Load => &raw const zs_guest_load,
             Self::Gate => &raw const zs_guest_gate,
+            Self::Wait => &raw const zs_guest_wait,
             Self::Rounds => &raw const zs_guest_rounds,
             Self::Switch => &raw const zs_guest_switch,
             Self::Exits => &raw const zs_guest_exits,
             Self::Sample => &raw const zs_guest_sample,
             Self::Ring3 => &raw const zs_guest_ring3,
+            Self::Ring3Gate => &raw const zs_guest_ring3_gate,
             Self::Cheat => &raw const zs_guest_cheat,
             Self::Halt => &raw const zs_guest_halt,
             Self::Time(Work::Nothing) => &raw const zs_guest_time_nothing,
@@ -572,11 +621,15 @@ mod tests {
 
     #[test]
     fn programs_are_inside() {
-        use Program::{Add, Exits, Gate, Load, Ring3, Rounds, Sample, Spin, Switch, Time};
+        use Program::{
+            Add, Exits, Gate, Load, Ring3, Ring3Gate, Rounds, Sample, Spin, Switch, Time, Wait,
+        };
         let length = bytes().len() as u64;
         assert!((100..4096).contains(&length), "{length} bytes");
         let timed = [Work::Nothing, Work::Gate, Work::Copy, Work::Exit].map(Time);
-        let all = [Add, Spin, Load, Gate, Rounds, Switch, Exits, Sample, Ring3];
+        let all = [
+            Add, Spin, Load, Gate, Wait, Rounds, Switch, Exits, Sample, Ring3, Ring3Gate,
+        ];
         for program in all.into_iter().chain(timed) {
             assert!(program.offset() < length, "{program:?}");
         }

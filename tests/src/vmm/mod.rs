@@ -10,7 +10,7 @@ mod sys;
 mod tables;
 mod vcpu;
 
-pub use code::{Program, Work, AROUND, RING3_PORT};
+pub use code::{Program, Work, AROUND, RING3_PORT, WAIT_PORT};
 pub use events::Event;
 pub use vcpu::{End, Running, Stop, Vcpu, NOTHING};
 
@@ -138,12 +138,17 @@ pub struct Vm {
 impl Vm {
     /// Makes one with `vcpus` vCPUs, at most 8.
     pub fn new(vcpus: u64) -> Result<(Self, Vec<Vcpu>)> {
-        Self::with_cpuid(vcpus, |_| {})
+        Self::with(vcpus, false, |_| {})
+    }
+
+    /// One with a vCPU that waits in KVM while it is halted, because KVM has its interrupt controllers.
+    pub fn that_waits() -> Result<(Self, Vec<Vcpu>)> {
+        Self::with(1, true, |_| {})
     }
 
     /// One whose guest believes in so many bits of a physical address.
     pub fn narrow(vcpus: u64, bits: u32) -> Result<(Self, Vec<Vcpu>)> {
-        Self::with_cpuid(vcpus, |cpuid| {
+        Self::with(vcpus, false, |cpuid| {
             let entries = cpuid.as_mut_slice().iter_mut();
             for entry in entries.filter(|e| e.function == ADDRESS_SIZES) {
                 entry.eax = entry.eax & !0xff | bits;
@@ -151,12 +156,20 @@ impl Vm {
         })
     }
 
-    fn with_cpuid(vcpus: u64, change: impl FnOnce(&mut CpuId)) -> Result<(Self, Vec<Vcpu>)> {
+    fn with(
+        vcpus: u64,
+        interrupts: bool,
+        change: impl FnOnce(&mut CpuId),
+    ) -> Result<(Self, Vec<Vcpu>)> {
         let kvm = Kvm::new().context("cannot open /dev/kvm")?;
         let file = kvm.create_vm().context("cannot make a VM")?;
         // Three pages that VMX wants for itself, where nothing else is.
         file.set_tss_address(0xfffb_d000)
             .context("cannot set the address of the TSS")?;
+        if interrupts {
+            let created = file.create_irq_chip();
+            created.context("cannot make interrupt controllers")?;
+        }
         let machine = Arc::new(Machine::new(file));
         let ram = Arc::new(Memory::private(RAM_SIZE as usize)?);
         tables::fill(&ram);
@@ -213,6 +226,11 @@ impl Vm {
     /// Shows it at another address.
     pub fn set_spare_at(&self, address: u64, memory: &Arc<Memory>) -> Result<()> {
         self.machine.set_slot(SPARE_SLOT, address, memory, 0)
+    }
+
+    /// Moves what is there to another address.
+    pub fn move_spare(&self, address: u64) -> Result<()> {
+        self.machine.move_slot(SPARE_SLOT, address)
     }
 
     /// Gives system-management mode, which has an address space of its own, the same memory. False:
@@ -289,6 +307,12 @@ impl Vm {
     /// Asks the program of a vCPU to stop at the end of a round.
     pub fn ask_to_stop(&self, vcpu: u64) {
         self.write(tables::report(vcpu) + STOP, &1_u64.to_le_bytes());
+    }
+
+    /// Whether a vCPU waits in KVM, halted.
+    pub fn is_waiting(&self, vcpu: usize) -> Result<bool> {
+        let stats = self.stats.get(vcpu).context("no such vCPU")?;
+        Ok(stats.get("blocking")? != 0)
     }
 
     /// Exits of a vCPU to KVM so far, but those for an interrupt of the host.

@@ -61,6 +61,15 @@ impl Machine {
         self.put(slot, *address, memory, flags)
     }
 
+    /// Moves a slot, in one call (KVM_MR_MOVE).
+    pub(super) fn move_slot(&self, slot: u32, to: u64) -> Result<()> {
+        let mut slots = self.slots();
+        let (address, memory) = slots.get_mut(&slot).context("an empty memory slot")?;
+        self.put(slot, to, memory, 0)?;
+        *address = to;
+        Ok(())
+    }
+
     fn put(&self, slot: u32, address: u64, memory: &Memory, flags: u32) -> Result<()> {
         let region = kvm_userspace_memory_region {
             slot,

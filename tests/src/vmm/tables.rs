@@ -111,6 +111,12 @@ pub(super) fn fill(ram: &Memory) {
     link(table(0), top(USER), table(9) | user);
     link(table(9), 0, table(10) | user);
     link(table(10), 0, user | LEAF);
+    // The gate and the first large page of windows for it.
+    link(table(0), top(USER + GATE), table(12) | user);
+    link(table(12), 0, table(13) | user);
+    link(table(13), 0, table(14) | user);
+    link(table(14), 0, GATE_ENTRY | FOR_USER);
+    link(table(13), 1, (GATE + LARGE) | user | LEAF);
 
     // CAST: an address in 2 MiB.
     ram.write(RETURN.0 as usize, &RETURN.1);

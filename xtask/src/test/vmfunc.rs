@@ -27,7 +27,8 @@ rmmod vmfunc_view && exit $code"
 }
 
 /// Loads KVM's module again, as ours wants it.
-const NOT_NESTED: &str = "rmmod kvm_intel && insmod /zs/modules/kvm_intel.ko nested=0";
+const NOT_NESTED: &str =
+    "rmmod kvm_intel && insmod /zs/modules/kvm_intel.ko nested=0 enable_apicv=0";
 
 /// The tests of the command line with QEMU, which has KVM's interrupt controllers. Without APICv: docs/rigs.md, limits.
 const TOOLS: &str =
@@ -114,6 +115,7 @@ pub(super) fn two_processors(session: &Session, results: &mut Results) -> Result
             "under_use",
             "removal",
             "discarded",
+            "halted",
             "close",
             "late",
             "event",

@@ -64,6 +64,7 @@ const TESTS: &[Test] = &[
     ("holder_killed", holder_killed),
     ("qemu_killed", qemu_killed),
     ("several_vms", own::several_vms),
+    ("vm_closed", own::vm_closed),
     ("window_shows_file", own::window_shows_file),
 ];
 
@@ -280,6 +281,8 @@ fn refusals(bench: &Bench) -> Outcome {
     }
     bench.attach(&guest)?;
     bench.view(&["add", "--length", "8K"])?;
+    let beyond = ["add", "--at", "0x7ffffff000", "--length", "8K"];
+    bench.refused(&beyond, &["beyond the slot"])?;
     let overlap = ["add", "--view", "1", "--at", "0x201000", "--length", "4K"];
     bench.refused(
         &overlap,
@@ -326,11 +329,18 @@ fn attach_twice(bench: &Bench) -> Outcome {
     Ok(())
 }
 
-/// Whose vCPUs do not run stays attached for a while after all.
+/// A VMM that is stopped: its windows go at once. Detached, it stays attached for a while after all.
 fn paused(bench: &Bench) -> Outcome {
     bench.ready()?;
     let mut guest = bench.guest()?;
     bench.attach(&guest)?;
+    bench.view(&["add", "--length", "4K"])?;
+    guest.says(SWITCHED)?;
+    guest.signal(Signal::STOP)?;
+    bench.view(&["remove", "--view", "1"])?;
+    check_eq!(bench.attachments()?[0]["views"], json!([]), "views");
+    guest.signal(Signal::CONT)?;
+    guest.says(REFUSED)?;
     bench.view(&["add", "--length", "4K"])?;
     guest.says(SWITCHED)?;
     guest.signal(Signal::STOP)?;

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! A vCPU that is in a view, in the middle of a copy and not in the guest, while the view changes:
-//! what is in its place afterwards is none of its business.
+//! what is in its place afterwards is none of its business. And one that is halted meanwhile.
 
-use crate::rig::{begin, call, copy, end, guest_page, page_of, pattern, Rig, OFFSET, PAGE, WINDOW};
+use crate::rig::{
+    begin, call, copy, end, guest_page, page_of, pattern, repeat, Rig, OFFSET, PAGE, WINDOW,
+};
+use anyhow::{bail, ensure, Result};
 use zeroshift_tests::ktap::Outcome;
-use zeroshift_tests::vmm::{Vcpu, Vm, ABORTED};
+use zeroshift_tests::vmm::{Program, Running, Stop, Vcpu, Vm, ABORTED, WAIT_PORT};
 use zeroshift_tests::{check, check_eq};
 
 /// Nothing changes: it is done as if it had not been stopped.
@@ -79,6 +82,82 @@ fn replaced(rig: &Rig, mut vcpu: Vcpu, replace: impl Fn() -> rustix::io::Result<
         rig.vmfunc.remove_window(1, OFFSET)?;
     }
     Ok(())
+}
+
+/// A vCPU waits in KVM, halted, while what it has used goes: nobody waits for it, and behind its HLT it
+/// has what is there then.
+pub(crate) fn halted() -> Outcome {
+    let (vm, mut vcpus) = Vm::that_waits()?;
+    let Rig { vm, vmfunc } = Rig::of(vm)?;
+    let mut windows = Vec::new();
+    let mut add = |seed| -> Result<()> {
+        let window = vmfunc.add_owned(1, OFFSET, PAGE)?;
+        window.write(0, &pattern(seed));
+        windows.push(window);
+        Ok(())
+    };
+    let create = || -> Result<()> {
+        let view = vmfunc.create_view()?;
+        ensure!(view == 1, "view {view}");
+        Ok(())
+    };
+    create()?;
+    let buffer = Vm::buffer(0);
+    let vcpu = vcpus.pop().ok_or("no vCPU")?;
+    let mut running = vcpu.start(Program::Wait, |r| {
+        (r.r13, r.r15, r.r14, r.r12) = (buffer, WINDOW, PAGE as u64, 1);
+    })?;
+    for step in 0..6 {
+        running = wait_until_halted(&vm, running)?;
+        match step {
+            1 => vmfunc.remove_window(1, OFFSET)?,
+            3 => vmfunc.destroy_view(1)?,
+            4 => {
+                create()?;
+                add(step)?;
+            }
+            5 => {
+                vmfunc.destroy_view(1)?;
+                create()?;
+                add(step)?;
+            }
+            _ => add(step)?,
+        }
+        let (expected, data) = match step {
+            1 | 3 => (ABORTED, pattern(9)),
+            _ => (0, pattern(step)),
+        };
+        let mut result = ABORTED;
+        // The first copy there is aborted, when KVM has to map what it touches.
+        for _ in 0..3 {
+            running = wait_until_halted(&vm, running)?;
+            vm.write(buffer, &pattern(9));
+            running.send_nmi();
+            let (vcpu, told) = running.wait()?;
+            check_eq!(told.stop, Stop::Port(WAIT_PORT), "step {step}");
+            running = vcpu.go_on()?;
+            // CAST: AL.
+            result = told.registers.rax as u8;
+            if result == 0 {
+                break;
+            }
+        }
+        check_eq!(result, expected, "the copy after step {step}");
+        check!(
+            guest_page(&vm, buffer) == data,
+            "the data after step {step}"
+        );
+    }
+    Ok(())
+}
+
+/// Waits until the vCPU waits in KVM.
+fn wait_until_halted(vm: &Vm, running: Running) -> Result<Running> {
+    if repeat(|| Ok(vm.is_waiting(0)?.then_some(())))?.is_some() {
+        return Ok(running);
+    }
+    let (_, end) = running.stop()?;
+    bail!("the vCPU does not halt: {end:x?}")
 }
 
 /// What a view had is not in the next one of its index, and what is next to a window stays.

@@ -6,6 +6,7 @@ use crate::rig::{
     call, check_rounds, copy, guest_page, page_of, pattern, some_rounds, Rig, Rounds, OFFSET, PAGE,
     SIZES, WINDOW,
 };
+use std::fs;
 use std::sync::Arc;
 use zeroshift_tests::ktap::Outcome;
 use zeroshift_tests::vfio::memory::Memory;
@@ -68,7 +69,7 @@ pub(crate) fn memory_in_slot() -> Outcome {
 }
 
 /// The guest reads where nothing is, and goes on.
-fn reads_nothing(vcpu: Vcpu, at: u64) -> anyhow::Result<Vcpu> {
+pub(crate) fn reads_nothing(vcpu: Vcpu, at: u64) -> anyhow::Result<Vcpu> {
     let (vcpu, end) = vcpu.start(Program::Load, |r| r.rdi = at)?.wait()?;
     anyhow::ensure!(end.stop == Stop::Read(at), "read at {at:#x}: {end:x?}");
     let (vcpu, end) = vcpu.go_on()?.wait_for_halt()?;
@@ -248,6 +249,45 @@ pub(crate) fn ring3() -> Outcome {
         end.registers
     );
     check_eq!(rig.bounces(0)?, COUNT, "bounces");
+    Ok(())
+}
+
+/// A guest that lets its ring 3 have the gate: it can copy where KVM does not tell the modes apart, else
+/// it is as with any other code in the view.
+pub(crate) fn ring3_in_gate() -> Outcome {
+    let (rig, mut vcpu) = Rig::small()?;
+    let memory = rig.vmfunc.add_owned(1, OFFSET, PAGE)?;
+    memory.write(0, &pattern(1));
+    let buffer = Vm::buffer(0);
+    let mbec = fs::read_to_string("/sys/module/kvm_intel/parameters/mbec");
+    let is_kept = mbec.is_ok_and(|value| value.trim() == "Y");
+    println!("# ring 3 is kept out of the gate: {is_kept}");
+    // In ring 0 first: what the copy touches is there then.
+    let result;
+    (vcpu, result) = copy(vcpu, 1, buffer, WINDOW, PAGE)?;
+    check_eq!(result, 0, "copy in ring 0");
+    rig.vm.write(buffer, &pattern(2));
+    let bounces = rig.bounces(0)?;
+    let running = vcpu.start(Program::Ring3Gate, |r| {
+        (r.rbx, r.rcx) = (GATE_COPY, 1);
+        (r.rdi, r.rsi, r.rdx) = (buffer, WINDOW, PAGE as u64);
+    })?;
+    let (_, end) = running.wait()?;
+    check_eq!(
+        end.stop,
+        Stop::Port(RING3_PORT),
+        "end: {:x?}",
+        end.registers
+    );
+    // CAST: AL.
+    let result = end.registers.rax as u8;
+    let (expected, data, more) = match is_kept {
+        true => (ABORTED, pattern(2), 1),
+        false => (0, pattern(1), 0),
+    };
+    check_eq!(result, expected, "copy in ring 3");
+    check!(guest_page(&rig.vm, buffer) == data, "the data");
+    check_eq!(rig.bounces(0)? - bounces, more, "bounces");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 //! What comes and goes around an attached VM: its memory, the file, the module.
 
+use crate::faults::reads_nothing;
 use crate::rig::{
     attach_again, begin, check_rounds, end, some_rounds, start_both, stop_all, unload, Rig, Rounds,
     OFFSET, PAGE, WINDOW,
@@ -13,12 +14,14 @@ use std::sync::Arc;
 use zeroshift_tests::ktap::{skip, Outcome};
 use zeroshift_tests::vfio::memory::Memory;
 use zeroshift_tests::vmfunc::{exists, MODULE};
-use zeroshift_tests::vmm::{Count, Program, Vm, ABORTED};
+use zeroshift_tests::vmm::{Count, Program, Vm, ABORTED, SPARE};
 use zeroshift_tests::{check, check_eq, module};
 
 /// KVM makes a new root whenever memory of a guest goes: the views are of the new one then.
 pub(crate) fn memslots() -> Outcome {
-    const TIMES: u64 = 15;
+    const TIMES: u64 = 10;
+    const MARK: u64 = 0x1234_5678_9abc_def0;
+    const ELSEWHERE: u64 = SPARE + (2 << 20);
     let (rig, vcpus) = Rig::new(2)?;
     let mut memories = Vec::new();
     for view in 1..=2 {
@@ -32,13 +35,15 @@ pub(crate) fn memslots() -> Outcome {
     for _ in 0..TIMES {
         rig.vm.set_spare(&spare)?;
         some_rounds(&rig.vm, 2)?;
+        rig.vm.move_spare(ELSEWHERE)?;
+        some_rounds(&rig.vm, 2)?;
         rig.vm.clear_spare()?;
         some_rounds(&rig.vm, 2)?;
     }
     let after = loads(&rig)?;
     let ends = stop_all(&rig.vm, running)?;
     for i in 0..2 {
-        check_rounds(&rig.vm, i, 2 * TIMES)?;
+        check_rounds(&rig.vm, i, 3 * TIMES)?;
         let aborts = rig.vm.count(i, Count::Aborts);
         let counters = rig.vmfunc.counters(i as u32)?;
         println!("# vCPU {i}: {counters:?}, {aborts} aborts");
@@ -53,17 +58,27 @@ pub(crate) fn memslots() -> Outcome {
     for (i, (before, after)) in before.into_iter().zip(after).enumerate() {
         let loads = after - before;
         check!(
-            loads >= TIMES,
-            "vCPU {i}: {loads} roots for {TIMES} removals"
+            loads >= 2 * TIMES,
+            "vCPU {i}: {loads} roots for {TIMES} moves and removals"
         );
     }
-    // In the middle of a copy.
+    // In the middle of a copy. What was moved is in the guest where it is now.
     let (vcpu, _) = ends.into_iter().next().ok_or("no vCPU")?;
-    let vcpu = begin(vcpu, Vm::buffer(0), WINDOW)?;
     rig.vm.set_spare(&spare)?;
+    spare.write(0, &MARK.to_le_bytes());
+    let vcpu = begin(vcpu, Vm::buffer(0), WINDOW)?;
+    rig.vm.move_spare(ELSEWHERE)?;
+    let (vcpu, result) = end(vcpu)?;
+    check_eq!(result, ABORTED, "a copy during which memory was moved");
+    let running = vcpu.start(Program::Load, |r| r.rdi = ELSEWHERE)?;
+    let (vcpu, found) = running.wait_for_halt()?;
+    check_eq!(found.registers.rax, MARK, "what was moved");
+    let vcpu = begin(vcpu, Vm::buffer(0), WINDOW)?;
     rig.vm.clear_spare()?;
-    let (_, result) = end(vcpu)?;
-    check_eq!(result, ABORTED, "a copy during which a root was loaded");
+    let (vcpu, result) = end(vcpu)?;
+    check_eq!(result, ABORTED, "a copy during which memory was removed");
+    let vcpu = reads_nothing(vcpu, SPARE)?;
+    reads_nothing(vcpu, ELSEWHERE)?;
     Ok(())
 }
 

@@ -46,6 +46,11 @@ impl Rig {
     /// Attaches to a new VM with `count` vCPUs.
     pub(crate) fn new(count: u64) -> Result<(Self, Vec<Vcpu>), Why> {
         let (vm, vcpus) = Vm::new(count)?;
+        Ok((Self::of(vm)?, vcpus))
+    }
+
+    /// Attaches to a VM.
+    pub(crate) fn of(vm: Vm) -> Result<Self, Why> {
         let vmfunc = Vmfunc::open()?;
         match vmfunc.attach(vm.raw_fd(), GATE) {
             Err(Errno::OPNOTSUPP) => {
@@ -56,7 +61,7 @@ impl Rig {
             other => other?,
         };
         vm.set_gate(&Arc::new(vmfunc.gate()?))?;
-        Ok((Self { vm, vmfunc }, vcpus))
+        Ok(Self { vm, vmfunc })
     }
 
     /// One with one vCPU and one view, which is number 1.
