@@ -195,12 +195,12 @@ impl Prepared {
             }
             self.root.store(eptp.0, Relaxed);
             count(&self.counters.loads);
-            // It may have been in a view.
-            if is_machine_check(vmcs) {
-                vm.memory_error();
-            }
         }
         let stuck = view.is_some_and(|view| view != 0) && is_stuck(vm, vcpu, vmcs);
+        // When KVM has loaded a root since, it may have been in a view.
+        if (stuck || loaded) && is_machine_check(vmcs) {
+            vm.memory_error();
+        }
         let root = Eptp(self.root.load(Relaxed));
         // Read before what it stands for, so that a change meanwhile is seen next time.
         let generation = vm.generation();
@@ -326,14 +326,7 @@ fn is_stuck(vm: ArcBorrow<'_, Vm>, vcpu: &Vcpu, vmcs: &Current) -> bool {
         }
         // A memory error under a window, which is in no table that the kernel knows. When it has seen
         // the error before it does nothing more, and the guest would read there again, for ever.
-        EXCEPTION_OR_NMI => {
-            let check = is_machine_check(vmcs);
-            if check {
-                vm.memory_error();
-            }
-            check
-        }
-        _ => false,
+        _ => is_machine_check(vmcs),
     }
 }
 

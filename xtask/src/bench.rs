@@ -112,20 +112,36 @@ fn migration(session: &Session) -> Result<Vec<Value>> {
     let programs = userspace::build(session)?;
     let modules = session.modules(Kind::Test)?;
     let kernel = session.kernel(Kind::Test)?;
-    let mut list = command::command(programs.path("migration-bench"));
-    list.arg("--list");
-    let list = command::output(list)?;
     let mut machine = None;
     let mut figures = Vec::new();
-    for figure in json_lines(list.lines()) {
+    for figure in planned(&programs, "migration-bench")? {
         let (described, figure) = with_reason(figure, |name| {
             in_l1(session, &programs, &modules, kernel, name)
         });
         machine = machine.or(described);
         figures.push(figure);
     }
+    Ok(all(machine, figures))
+}
+
+/// The figures of a program, none of them measured.
+fn planned(programs: &Programs, program: &str) -> Result<Vec<Value>> {
+    let mut list = command::command(programs.path(program));
+    list.arg("--list");
+    Ok(json_lines(command::output(list)?.lines()))
+}
+
+/// What a group prints.
+fn all(machine: Option<Value>, figures: Vec<Value>) -> Vec<Value> {
     let machine = machine.unwrap_or_else(|| json!({"machine": null}));
-    Ok([vec![machine], figures].concat())
+    [vec![machine], figures].concat()
+}
+
+/// Says all of an error here; for a line, what stands before the end of a console.
+fn reason(what: &str, error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    eprintln!("{what}: {text}");
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 /// The lines that `measure` gives for `figure`: the machine's and the figure's, which has the reason instead of a
@@ -138,11 +154,7 @@ fn with_reason(
     match measure(&name) {
         Ok((machine, figure)) => (Some(machine), figure),
         Err(error) => {
-            // All of it here; in the line, what stands before the end of a console.
-            let text = format!("{error:#}");
-            eprintln!("{name}: {text}");
-            let reason = text.lines().next().unwrap_or_default();
-            figure["reason"] = Value::from(reason);
+            figure["reason"] = Value::from(reason(&name, &error));
             (None, figure)
         }
     }
@@ -190,9 +202,7 @@ fn in_l1(
 /// Group `view`: vmfunc_view, on the stock kernel in Bochs, whose time stamp counter counts instructions.
 fn view(session: &Session) -> Result<Vec<Value>> {
     let programs = userspace::build(session)?;
-    let mut list = command::command(programs.path("view-bench"));
-    list.arg("--list");
-    let planned = json_lines(command::output(list)?.lines());
+    let planned = planned(&programs, "view-bench")?;
     Ok(completed(planned, in_bochs(session, &programs)))
 }
 
@@ -200,23 +210,16 @@ fn view(session: &Session) -> Result<Vec<Value>> {
 fn completed(mut figures: Vec<Value>, measured: Result<Vec<Value>>) -> Vec<Value> {
     let (lines, reason) = match measured {
         Ok(lines) => (lines, "the measurement did not come to it".to_owned()),
-        Err(error) => {
-            let text = format!("{error:#}");
-            eprintln!("{text}");
-            let reason = text.lines().next().unwrap_or_default();
-            (Vec::new(), reason.to_owned())
-        }
+        Err(error) => (Vec::new(), reason("view", &error)),
     };
-    let machine = lines.iter().find(|line| line.get("machine").is_some());
-    let machine = machine.cloned();
     for figure in &mut figures {
         match lines.iter().find(|line| line["name"] == figure["name"]) {
             Some(line) => *figure = line.clone(),
             None => figure["reason"] = Value::from(reason.as_str()),
         }
     }
-    let machine = machine.unwrap_or_else(|| json!({"machine": null}));
-    [vec![machine], figures].concat()
+    let machine = lines.iter().find(|line| line.get("machine").is_some());
+    all(machine.cloned(), figures)
 }
 
 /// Measures the group `view` in a machine.

@@ -145,8 +145,8 @@ static bool zs_has_vmfunc(void)
 }
 
 /*
- * IA32_VMX_EPT_VPID_CAP bit 25: INVEPT of one context (Intel SDM volume 3, appendix A.10). KVM does
- * without when it is missing, and one that is missing only sets a flag.
+ * IA32_VMX_EPT_VPID_CAP bit 25: INVEPT of one context (Intel SDM volume 3, appendix A.10). KVM can do
+ * without. Where it is missing the instruction fails by flags, which nobody would see.
  */
 static bool zs_has_invept_of_context(void)
 {

@@ -20,7 +20,7 @@ pub enum Program {
     /// One call of the gate at RBX, with RDI, RSI, RDX and ECX; registers are as it returns.
     Gate,
     /// HLT. Behind it copies by the gate, R14 bytes from R15 to R13 with the view R12D, and tells by OUT
-    /// to [`WAIT_PORT`] what it returned. Then all of that again.
+    /// what it returned. Then all of that again.
     Wait,
     /// Round trips by the gate, R14 bytes each, with the window at R13 in the view R12D; RBX is a
     /// buffer of two pages. RDX = 1: fill the first page with numbers made of R15 and the round,
@@ -43,10 +43,10 @@ pub enum Program {
     Cheat,
     /// HLT, in any mode.
     Halt,
-    /// [`Self::Switch`] from ring 3, RBP times, with 0 in EAX; it ends with OUT to [`RING3_PORT`].
+    /// [`Self::Switch`] from ring 3, RBP times, with 0 in EAX; it ends with OUT.
     Ring3,
-    /// One call of the gate from ring 3, with RBX, RDI, RSI, RDX and ECX as in ring 0; it ends with OUT to
-    /// [`RING3_PORT`], registers as the gate returns.
+    /// One call of the gate from ring 3, with RBX, RDI, RSI, RDX and ECX as in ring 0; it ends with OUT,
+    /// registers as the gate returns.
     Ring3Gate,
     /// Some work RBP times. RAX = what the time stamp counter moved by. R13, R15 and R14 are a
     /// destination, a source and a number of bytes, R12D is a view.
@@ -69,11 +69,8 @@ pub enum Work {
 /// Instructions around each [`Work`]: the registers are loaded, and the times counted.
 pub const AROUND: u64 = 6;
 
-/// Where [`Program::Ring3`] reports its end.
-pub const RING3_PORT: u16 = 0x80;
-
-/// Where [`Program::Wait`] tells what the gate returned.
-pub const WAIT_PORT: u16 = 0x81;
+/// Where programs say by OUT that they have come to something, when HLT cannot.
+pub(super) const PORT: u16 = 0x80;
 
 /// How far from memory, from the gate and from the first window their mappings for ring 3 are.
 pub(super) const USER: u64 = 2 << 40;
@@ -156,7 +153,7 @@ global_asm!(
     "xor eax, eax",
     "movabs r10, {entry}",
     "call r10",
-    "out {wait_port}, al",
+    "out {port}, al",
     "jmp 2b",
     //
     "zs_guest_rounds:",
@@ -378,7 +375,7 @@ global_asm!(
     "11:",
     "xor eax, eax",
     "call rbx",
-    "out {ring3_port}, al",
+    "out {port}, al",
     "jmp 10f",
     //
     "zs_guest_ring3:",
@@ -399,7 +396,7 @@ global_asm!(
     "vmfunc",
     "dec rbp",
     "jnz 9b",
-    "out {ring3_port}, al",
+    "out {port}, al",
     "10:",
     "jmp 10b",
     // Copies RCX bytes by the gate, with the view R8D, again when it was aborted; keeps all but RAX
@@ -513,8 +510,7 @@ global_asm!(
     user_data = const super::USER_DATA,
     user_code = const super::USER_CODE,
     user = const USER,
-    ring3_port = const RING3_PORT,
-    wait_port = const WAIT_PORT,
+    port = const PORT,
 );
 
 unsafe extern "C" {

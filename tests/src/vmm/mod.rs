@@ -10,7 +10,7 @@ mod sys;
 mod tables;
 mod vcpu;
 
-pub use code::{Program, Work, AROUND, RING3_PORT, WAIT_PORT};
+pub use code::{Program, Work, AROUND};
 pub use events::Event;
 pub use vcpu::{End, Running, Stop, Vcpu, NOTHING};
 

@@ -2,6 +2,7 @@
 
 //! A virtual processor, and a thread that runs it.
 
+use super::code::PORT;
 use super::sys::{stats, Machine};
 use super::{tables, Program, Vm};
 use crate::vfio::memory::Memory;
@@ -262,11 +263,18 @@ impl Running {
 
     /// Waits until it halts.
     pub fn wait_for_halt(self) -> Result<(Vcpu, End)> {
+        self.wait_for(&Stop::Halt)
+    }
+
+    /// Waits until its program says by OUT that it has come to something.
+    pub fn wait_for_out(self) -> Result<(Vcpu, End)> {
+        self.wait_for(&Stop::Port(PORT))
+    }
+
+    fn wait_for(self, stop: &Stop) -> Result<(Vcpu, End)> {
         let index = self.index;
         let (vcpu, end) = self.wait()?;
-        if end.stop != Stop::Halt {
-            bail!("vCPU {index} did not halt: {end:x?}");
-        }
+        ensure!(end.stop == *stop, "vCPU {index}: {end:x?}, not {stop:x?}");
         Ok((vcpu, end))
     }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Level `debug`: the scan for leaks where a silent mistake becomes a report, and planted bugs, so that we know a report
-//! would be noticed.
+//! Level `debug`, where a silent mistake becomes a report: the scan for leaks with which its scenarios end, and planted
+//! bugs, so that we know a report would be noticed.
 
 use std::time::Duration;
 

@@ -38,11 +38,6 @@ pub(super) fn amd_vi(session: &Session, results: &mut Results) -> Result<()> {
     in_initramfs(session, results, Kind::Test, Iommu::AmdVi, 1)
 }
 
-/// Level `kernel`, kselftests.
-pub(super) fn test_kernel(session: &Session, results: &mut Results) -> Result<()> {
-    under_virtme(session, results)
-}
-
 /// Level `debug`: kselftests, then a scan for leaks.
 pub(super) fn debug_kernel(session: &Session, results: &mut Results) -> Result<()> {
     in_initramfs(session, results, Kind::Debug, Iommu::Vtd, ROUNDS)
@@ -123,8 +118,8 @@ fn selftest(module: &str, rounds: u32) -> String {
     format!("migdirty-card --expect-serial {SERIAL} --module {module} --rounds {rounds}")
 }
 
-/// kselftests with a card on the test kernel.
-fn under_virtme(session: &Session, results: &mut Results) -> Result<()> {
+/// Level `kernel`, kselftests under virtme-ng.
+pub(super) fn test_kernel(session: &Session, results: &mut Results) -> Result<()> {
     let kind = Kind::Test;
     let kernel = session.kernel(kind)?;
     let module = session

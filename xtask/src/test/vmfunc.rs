@@ -26,7 +26,7 @@ rmmod vmfunc_view && exit $code"
     )
 }
 
-/// Loads KVM's module again, as ours wants it.
+/// Loads KVM's module again, as ours wants it. Without APICv, as [`TOOLS`]: one of the VMs has them, too.
 const NOT_NESTED: &str =
     "rmmod kvm_intel && insmod /zs/modules/kvm_intel.ko nested=0 enable_apicv=0";
 

@@ -283,4 +283,12 @@ fn inside(default: &Page, call: &Call, path: &Path) -> Verdict {
 fn every_byte() {
     let (default, view) = faces::bytes();
     judge(default, view).unwrap();
+    let is_unbounded = |path: &Path| {
+        let most = faces::MAX_COPY as u64;
+        matches!(path.accesses.as_slice(), [Access::Copy(often)] if *often > most)
+    };
+    for at in UNBOUNDED {
+        let paths = walk(view, Face::View, at, unknown());
+        assert!(paths.iter().any(is_unbounded), "{at:#x} is bounded");
+    }
 }

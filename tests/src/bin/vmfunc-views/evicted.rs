@@ -8,7 +8,7 @@ use crate::rig::{
 };
 use anyhow::{bail, ensure, Result};
 use zeroshift_tests::ktap::Outcome;
-use zeroshift_tests::vmm::{Program, Running, Stop, Vcpu, Vm, ABORTED, WAIT_PORT};
+use zeroshift_tests::vmm::{Program, Running, Vcpu, Vm, ABORTED};
 use zeroshift_tests::{check, check_eq};
 
 /// Nothing changes: it is done as if it had not been stopped.
@@ -133,8 +133,7 @@ pub(crate) fn halted() -> Outcome {
             running = wait_until_halted(&vm, running)?;
             vm.write(buffer, &pattern(9));
             running.send_nmi();
-            let (vcpu, told) = running.wait()?;
-            check_eq!(told.stop, Stop::Port(WAIT_PORT), "step {step}");
+            let (vcpu, told) = running.wait_for_out()?;
             running = vcpu.go_on()?;
             // CAST: AL.
             result = told.registers.rax as u8;

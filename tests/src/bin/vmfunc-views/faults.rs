@@ -10,9 +10,7 @@ use std::fs;
 use std::sync::Arc;
 use zeroshift_tests::ktap::Outcome;
 use zeroshift_tests::vfio::memory::Memory;
-use zeroshift_tests::vmm::{
-    Count, Program, Stop, Vcpu, Vm, ABORTED, GATE_COPY, NOTHING, RING3_PORT, SPARE,
-};
+use zeroshift_tests::vmm::{Count, Program, Stop, Vcpu, Vm, ABORTED, GATE_COPY, NOTHING, SPARE};
 use zeroshift_tests::{check, check_eq};
 
 /// In the default view there is nothing where the window is, before and after it was used.
@@ -241,13 +239,7 @@ pub(crate) fn ring3() -> Outcome {
     const COUNT: u64 = 100;
     let (rig, vcpu) = Rig::small()?;
     let running = vcpu.start(Program::Ring3, |r| (r.r12, r.rbp) = (1, COUNT))?;
-    let (_, end) = running.wait()?;
-    check_eq!(
-        end.stop,
-        Stop::Port(RING3_PORT),
-        "end: {:x?}",
-        end.registers
-    );
+    running.wait_for_out()?;
     check_eq!(rig.bounces(0)?, COUNT, "bounces");
     Ok(())
 }
@@ -272,13 +264,7 @@ pub(crate) fn ring3_in_gate() -> Outcome {
         (r.rbx, r.rcx) = (GATE_COPY, 1);
         (r.rdi, r.rsi, r.rdx) = (buffer, WINDOW, PAGE as u64);
     })?;
-    let (_, end) = running.wait()?;
-    check_eq!(
-        end.stop,
-        Stop::Port(RING3_PORT),
-        "end: {:x?}",
-        end.registers
-    );
+    let (_, end) = running.wait_for_out()?;
     // CAST: AL.
     let result = end.registers.rax as u8;
     let (expected, data, more) = match is_kept {

@@ -89,16 +89,18 @@ fn stay(step: Step) -> Outcome {
         }
         Step::Vm | Step::Attached | Step::Windows | Step::Running | Step::Busy => {}
     }
+    let come_and_go = || -> Result<()> {
+        let view = rig.vmfunc.create_view()?;
+        rig.vmfunc.add_window(view, OFFSET, &mine)?;
+        drop(rig.vmfunc.add_owned(1, OFFSET + 16384, PAGE)?);
+        rig.vmfunc.remove_window(1, OFFSET + 16384)?;
+        Ok(rig.vmfunc.destroy_view(view)?)
+    };
     if matches!(step, Step::Busy) {
-        for i in 0_u64.. {
-            if i == 10 {
-                say_ready()?;
-            }
-            let view = rig.vmfunc.create_view()?;
-            rig.vmfunc.add_window(view, OFFSET, &mine)?;
-            drop(rig.vmfunc.add_owned(1, OFFSET + 16384, PAGE)?);
-            rig.vmfunc.remove_window(1, OFFSET + 16384)?;
-            rig.vmfunc.destroy_view(view)?;
+        (0..10).try_for_each(|_| come_and_go())?;
+        say_ready()?;
+        loop {
+            come_and_go()?;
         }
     }
     say_ready()?;
