@@ -3,7 +3,8 @@
 //! Bench group `view`: what views cost guests that use them, and those that do not.
 //!
 //! Runs where KVM has VMFUNC, with guests of its own. Where the time stamp counter counts instructions,
-//! as Bochs's does, figures are instructions, and repeat exactly; elsewhere those have no value, and
+//! as Bochs's does, figures are instructions, and repeat exactly, but those of copies, in which Bochs
+//! counts one more for some REP MOVSB; elsewhere figures in instructions have no value, and
 //! `raw` has ticks. Prints one JSON object per line: the machine, then each figure (README, "Benches").
 
 mod entry;
