@@ -175,9 +175,11 @@ pub(crate) fn threads() -> Outcome {
     thread::scope(|scope| -> Outcome {
         // Somebody maps the gate as soon as there is one.
         let early = scope.spawn(|| loop {
+            // Read before it is tried: attaching may end between the answer and the look at it.
+            let attached = attached.load(Ordering::SeqCst);
             match vmfunc.gate() {
                 Ok(gate) => return Ok(gate),
-                Err(Errno::NOTCONN) if !attached.load(Ordering::SeqCst) => thread::yield_now(),
+                Err(Errno::NOTCONN) if !attached => thread::yield_now(),
                 Err(error) => return Err(error),
             }
         });
