@@ -39,8 +39,8 @@ pub(crate) const VIEWS: usize = uapi::MAX_VIEWS as usize + 1;
 const NOT_WANTED: u32 = 0;
 /// [`Vm::wanted`]: the work is on its way to prepare more.
 const WANTED: u32 = 1;
-/// [`Vm::wanted`]: there was no memory, and for a while nobody asks again.
-const REFUSED: u32 = 2;
+/// [`Vm::wanted`]: it is there, and may not see who enters from now on.
+const PREPARING: u32 = 2;
 
 /// How long a while is.
 const WHILE: Msecs = 1000;
@@ -417,11 +417,19 @@ impl Vm {
         if self.wanted.load(Relaxed) == NOT_WANTED {
             return;
         }
-        let refused = self.wanted.load(Relaxed) == WANTED && self.prepare().is_err();
-        let next = if refused { REFUSED } else { NOT_WANTED };
-        self.wanted.store(next, Relaxed);
-        if refused {
-            return work::later(self, msecs_to_jiffies(WHILE));
+        loop {
+            self.wanted.store(PREPARING, SeqCst);
+            if self.prepare().is_err() {
+                // There was no memory. Nobody asks again until then.
+                self.wanted.store(WANTED, SeqCst);
+                return work::later(self, msecs_to_jiffies(WHILE));
+            }
+            // Once more for who asked meanwhile: he may halt, and no interrupt brings him here.
+            let done = (PREPARING, NOT_WANTED);
+            let result = self.wanted.compare_exchange(done.0, done.1, SeqCst, SeqCst);
+            if result.is_ok() {
+                break;
+            }
         }
         // They may be in the guest, for as long as it likes. By an interrupt each comes by its probe,
         // and says so when it is not prepared yet.
@@ -461,14 +469,12 @@ impl Vm {
     /// A vCPU of this index is not prepared; in its probe.
     #[cold]
     pub(crate) fn unprepared(self: ArcBorrow<'_, Self>, index: usize) {
-        let ask = || {
-            let change = (NOT_WANTED, WANTED);
-            let result = self
-                .wanted
-                .compare_exchange(change.0, change.1, Relaxed, Relaxed);
-            result.is_ok()
-        };
-        if self.vcpus.has_room(index) && !self.is_leaving() && ask() {
+        if !self.vcpus.has_room(index) || self.is_leaving() {
+            return;
+        }
+        let ask = |wanted| (wanted != WANTED).then_some(WANTED);
+        // Whoever prepares sees that he was asked again.
+        if self.wanted.fetch_update(SeqCst, SeqCst, ask) == Ok(NOT_WANTED) {
             work::soon::<Arc<Self>, 0>(self.into());
         }
     }
