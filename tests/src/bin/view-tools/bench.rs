@@ -6,7 +6,7 @@ use crate::{rom, Arguments};
 use anyhow::{bail, ensure, Context as _, Result};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
-use rustix::process::{kill_process, Pid, Signal};
+use rustix::process::{kill_process, waitpid, Pid, Signal, WaitOptions};
 use serde_json::Value;
 use std::fs;
 use std::io::Read as _;
@@ -228,6 +228,19 @@ impl Guest {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
+    /// Stops it: none of its threads runs when this returns.
+    pub(crate) fn stop(&self) -> Result<()> {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::STOP)?;
+        // Told when the last thread has stopped.
+        let stopped = waitpid(Some(pid), WaitOptions::UNTRACED)?;
+        ensure!(
+            stopped.is_some_and(|(_, status)| status.stopped()),
+            "QEMU ended"
+        );
+        Ok(())
+    }
+
     /// kill -9.
     pub(crate) fn kill(mut self) -> Result<()> {
         self.child.kill()?;
@@ -251,20 +264,27 @@ pub(crate) fn signal(pid: &Value, signal: Signal) -> Result<()> {
 }
 
 /// Whether a process has ended.
-pub(crate) fn has_ended(pid: &Value) -> bool {
+fn has_ended(pid: &Value) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     // One that nobody has waited for yet is still there.
     status.is_empty() || status.contains("State:\tZ")
+}
+
+/// Waits until a process has ended.
+pub(crate) fn ended(pid: &Value) -> Result<()> {
+    wait("a process to end", || Ok(has_ended(pid).then_some(())))
 }
 
 /// Looks until something is there.
 pub(crate) fn wait<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let start = Instant::now();
     loop {
+        // Looked at once more behind the limit.
+        let late = start.elapsed() > LIMIT;
         if let Some(found) = look()? {
             return Ok(found);
         }
-        ensure!(start.elapsed() < LIMIT, "waited in vain for {what}");
+        ensure!(!late, "waited in vain for {what}");
         thread::sleep(Duration::from_millis(1));
     }
 }

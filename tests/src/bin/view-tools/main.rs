@@ -11,7 +11,7 @@ mod own;
 mod rom;
 
 use anyhow::Context as _;
-use bench::{has_ended, signal, wait, Bench};
+use bench::{ended, signal, wait, Bench};
 use clap::Parser;
 use rom::{REFUSED, SWITCHED};
 use rustix::io::Errno;
@@ -261,7 +261,7 @@ fn windows(bench: &Bench) -> Outcome {
             }
         }
         check_eq!(bench.attachments()?.len(), 0, "attachments");
-        check!(has_ended(&attached["holder"]), "the holder stays");
+        ended(&attached["holder"])?;
     }
     // The guest runs on without us.
     bench.unload()?;
@@ -336,14 +336,14 @@ fn paused(bench: &Bench) -> Outcome {
     bench.attach(&guest)?;
     bench.view(&["add", "--length", "4K"])?;
     guest.says(SWITCHED)?;
-    guest.signal(Signal::STOP)?;
+    guest.stop()?;
     bench.view(&["remove", "--view", "1"])?;
     check_eq!(bench.attachments()?[0]["views"], json!([]), "views");
     guest.signal(Signal::CONT)?;
     guest.says(REFUSED)?;
     bench.view(&["add", "--length", "4K"])?;
     guest.says(SWITCHED)?;
-    guest.signal(Signal::STOP)?;
+    guest.stop()?;
     bench.view(&["detach"])?;
     check_eq!(bench.attachments()?.len(), 0, "attachments");
     let pid = guest.pid();
@@ -403,6 +403,8 @@ fn holder_killed(bench: &Bench) -> Outcome {
     guest.says(SWITCHED)?;
     signal(&holder, Signal::KILL)?;
     guest.says(REFUSED)?;
+    // The socket is closed, too.
+    ended(&holder)?;
     let killed = "its holder was killed";
     bench.refused(
         &["stat"],
@@ -430,7 +432,7 @@ fn qemu_killed(bench: &Bench) -> Outcome {
     bench.view(&["add", "--view", "1", "--file", &memory])?;
     guest.says(SWITCHED)?;
     guest.kill()?;
-    wait("the holder to end", || Ok(has_ended(&holder).then_some(())))?;
+    ended(&holder)?;
     let ran = bench.program.run(&["view", "list"])?;
     let shown = String::from_utf8_lossy(&ran.output);
     check!(shown.contains("no VM is attached"), "{shown}");

@@ -2,7 +2,7 @@
 
 //! Tests with VMs of this process.
 
-use crate::bench::{has_ended, wait, Bench};
+use crate::bench::{ended, Bench};
 use anyhow::{bail, Context as _, Result};
 use rustix::fd::{AsFd as _, OwnedFd};
 use rustix::fs::{memfd_create, MemfdFlags};
@@ -65,7 +65,7 @@ pub(crate) fn vm_closed(bench: &Bench) -> Outcome {
         bench.view(&["add", "--length", "4K"])?;
         drop(vm);
         let holder = &attached["holder"];
-        wait("the holder to end", || Ok(has_ended(holder).then_some(())))?;
+        ended(holder)?;
         check_eq!(bench.attachments()?.len(), 0, "attachments");
     }
     Ok(())

@@ -10,10 +10,10 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use vmfunc_uapi::VMFUNC_WINDOW_FILE;
-use zeroshift_tests::check_eq;
 use zeroshift_tests::ktap::{skip, Outcome, Stop};
 use zeroshift_tests::vfio::memory::Memory;
 use zeroshift_tests::vmm::{Vcpu, Vm};
+use zeroshift_tests::{check, check_eq};
 
 const PAGE_BYTES: u64 = PAGE as u64;
 
@@ -118,6 +118,11 @@ pub(crate) fn large_pages() -> Outcome {
     if fs::write(POOL, "3").is_err() {
         return skip("the kernel has no large pages");
     }
+    let pages: u32 = fs::read_to_string(POOL)?.trim().parse()?;
+    check!(
+        pages >= 3,
+        "the kernel found memory for {pages} large pages of 3"
+    );
     let file = memfd_create("large", MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?;
     let file = File::from(file);
     file.set_len(3 * LARGE)?;

@@ -246,6 +246,9 @@ pub(crate) fn rmmod_after_close(path: &Path) -> Outcome {
 
 /// The VM is closed, then the file, and the process goes on: nothing of the attachment stays.
 pub(crate) fn vm_ends(path: &Path) -> Outcome {
+    // What a test before this one left may take a moment to go.
+    unload()?;
+    module::load(path, "")?;
     let (Rig { vm, vmfunc }, vcpu) = Rig::small()?;
     let memory = vmfunc.add_owned(1, OFFSET, PAGE)?;
     let (vcpu, _) = Rounds::new(1, 3).start(0, vcpu)?.wait_for_halt()?;

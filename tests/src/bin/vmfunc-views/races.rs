@@ -139,6 +139,7 @@ pub(crate) fn attach_interrupted() -> Outcome {
     println!("# {interrupted} times interrupted, {attached} times attached, in {whole:?}");
     check!(interrupted >= 1, "never interrupted");
     check!(attached >= 1, "never attached");
+    drop(timer);
     let vmfunc = Vmfunc::open()?;
     check_eq!(attach_again(&vmfunc, &vm)?, 2, "vCPUs");
     rounds_after(&Rig { vm, vmfunc }, running)
@@ -183,8 +184,10 @@ pub(crate) fn threads() -> Outcome {
                 Err(error) => return Err(error),
             }
         });
-        vmfunc.attach(vm.raw_fd(), GATE)?;
+        let result = vmfunc.attach(vm.raw_fd(), GATE);
+        // Nor does he wait for what failed.
         attached.store(true, Ordering::SeqCst);
+        result?;
         let gate = early.join().map_err(|_| "a thread panicked")??;
         vm.set_gate(&Arc::new(gate))?;
         check_eq!(vmfunc.create_view(), Ok(1), "view");

@@ -138,7 +138,11 @@ pub(crate) fn reclaimed() -> Outcome {
     check_eq!(rig.vm.count(0, Count::Blanks), 0, "pages that were lost");
     check_rounds(&rig.vm, 1, TIMES)?;
     println!("# {most} bytes were swapped out");
-    check!(most >= LARGE as u64, "only {most} bytes were swapped out");
+    // Of two areas of this size; what a guest uses all the time may stay.
+    check!(
+        most >= LARGE as u64 / 2,
+        "only {most} bytes were swapped out"
+    );
     let vcpu = ends.into_iter().next().context("two vCPUs")?.0;
     let (_vcpu, result) = copy(vcpu, 1, Vm::buffer(0), WINDOW, PAGE)?;
     check_eq!(result, 0, "copy from the window");

@@ -124,8 +124,10 @@ pub(crate) fn attach_again(vmfunc: &Vmfunc, vm: &Vm) -> Result<u32> {
 pub(crate) fn repeat<T>(mut action: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
     let start = Instant::now();
     loop {
+        // Tried once more behind the limit.
+        let late = start.elapsed() > LIMIT;
         let value = action()?;
-        if value.is_some() || start.elapsed() > LIMIT {
+        if value.is_some() || late {
             return Ok(value);
         }
         thread::sleep(Duration::from_millis(1));
