@@ -82,8 +82,13 @@ is_live() { [ "$(attribute $1 state)" = live ]; }
 ready() { ready=$(controller $1); [ -n "$ready" ] && is_live $ready && [ -b "$(block $ready $2)" ]; }
 
 alive() { alive=$(controller $1); [ -n "$alive" ] && is_live $alive; }
+# scanned CONTROLLER: the driver has found every namespace that the controller has. It looks when it is live already.
+scanned() {
+  [ $(ls -d /sys/class/nvme/$1/nvme*n* 2>/dev/null | wc -l) = $(nvme list-ns /dev/$1 -o json | grep -o '"nsid":' | wc -l) ]
+}
+settled() { alive $1 && scanned $alive; }
 # The driver probes beside init.
-settle() { for f in $(io_functions); do wait_for alive $f; done; }
+settle() { for f in $(io_functions); do wait_for settled $f; done; }
 # reload CORE PCI: loads the driver anew with these module parameters.
 reload() {
   rmmod nvme && rmmod nvme_core && insmod /zs/modules/nvme_core.ko $1 && insmod /zs/modules/nvme.ko $2

@@ -98,6 +98,8 @@ report() {
 # drain: reports until there is no more of it; the last is the whole truth of a suspended controller.
 more() { [ $(($(number $T/report 1 1) & 1)) = 1 ]; }
 drain() { report >/dev/null; while more; do report >/dev/null; done; }
+# Whatever is done is counted: interrupts may still be on their way when the card has answered.
+still() { seen=$(completed $d); usleep 200000; [ $(completed $d) = $seen ]; }
 reading() { awk '{ print $1 }' /sys/block/$(basename $d)/inflight; }
 more_reading() { [ $(reading) -gt $reads ]; }
 quiet() {
@@ -105,8 +107,9 @@ quiet() {
   load_start $d
   for _ in 1 2 3; do
     suspend
-    before=$(completed $d)
     drain
+    wait_for still
+    before=$(completed $d)
     is "ATTRB of the report" $(number $T/report 1 1) 2
     # One more read, which has to wait until the resume.
     reads=$(reading)

@@ -46,7 +46,7 @@ struct Arguments {
 }
 
 /// What a card gets for a command; an Abort gets the same, and a second more.
-const PARAMETERS: &str = "command_timeout_ms=5000";
+const PARAMETERS: &str = "command_timeout_ms=10000";
 
 /// How long a test waits for what takes seconds.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -81,7 +81,7 @@ const CARDS: &[Card] = &[
             "op=migration-send,sel=0,from=1,times=2,status=0/21h",
             "op=migration-send,sel=0,nth=4,status=0/2",
             "op=migration-send,sel=0,nth=5,stall",
-            "op=migration-send,sel=0,nth=6,delay=15s",
+            "op=migration-send,sel=0,nth=6,delay=30s",
             "op=abort,nth=2,status=0/0",
             "op=migration-send,sel=0,nth=7,drop,after",
             "op=migration-send,sel=0,nth=8,status=0/0",
@@ -107,7 +107,7 @@ const CARDS: &[Card] = &[
             "op=migration-send,sel=1,nth=1,status=0/2",
             "op=migration-send,sel=1,nth=3,status=0/6",
             "op=migration-send,sel=1,nth=5,stall",
-            "op=migration-send,sel=1,nth=7,delay=15s",
+            "op=migration-send,sel=1,nth=7,delay=30s",
             "op=abort,nth=2,status=0/0",
             "op=migration-send,sel=1,nth=9,drop",
         ],

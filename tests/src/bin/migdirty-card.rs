@@ -616,7 +616,7 @@ fn reset_card(_: &Arguments) -> Outcome {
     let start = Instant::now();
     check!(!get(&file, address)?.is_live(), "a reset card is live");
     check!(
-        start.elapsed() < Duration::from_secs(20),
+        start.elapsed() < Duration::from_secs(29),
         "noticed after {:?} only",
         start.elapsed()
     );
@@ -631,7 +631,7 @@ fn reset_card(_: &Arguments) -> Outcome {
 fn silent_card(arguments: &Arguments) -> Outcome {
     // More than the queue has slots, so that some wait for one.
     const THREADS: usize = 40;
-    const LIMIT: Duration = Duration::from_secs(5);
+    const LIMIT: Duration = Duration::from_secs(10);
     if arguments.module.is_none() {
         return skip("no --module to load with another time limit");
     }

@@ -56,6 +56,6 @@ mod tests {
             lines.recv().unwrap();
             lines.recv().unwrap()
         });
-        assert!(last.starts_with("pausing x: 0 s"), "{last}");
+        assert!(last.starts_with("pausing x: "), "{last}");
     }
 }

@@ -186,6 +186,8 @@ pub(crate) fn function_arguments(sockets: &[PathBuf]) -> Vec<String> {
         let device = serde_json::json!({
             "driver": "vfio-user-pci", "id": format!("card{i}"), "bus": format!("zs{i}"),
             "socket": {"type": "unix", "path": socket},
+            // A card that this machine does not get to run is no broken card.
+            "x-msg-timeout": 60_000,
         });
         args.extend(["-device".to_owned(), device.to_string()]);
     }

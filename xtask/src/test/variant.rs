@@ -214,7 +214,7 @@ fn ours(session: &Session, results: &mut Results, kind: Kind) -> Result<()> {
         nested: false,
         peers: false,
         overlay,
-        limit: Duration::from_secs(2700),
+        limit: Duration::from_secs(5400),
     }
     .run(session.place()?)?;
     results.check("boots, and the kernel reports nothing", transcript.check());
