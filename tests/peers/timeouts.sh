@@ -8,7 +8,8 @@ c=$(controller $function)
 d=$(block $c 1)
 plan 7
 
-seconds=3
+# Long enough for a card that this machine does not get to run to stay below.
+seconds=10
 echo ${seconds}000 >/sys/block/$(basename $d)/queue/io_timeout
 dd if=/dev/urandom of=$T/faulty bs=4k count=8 2>/dev/null
 dd if=$T/faulty of=$d bs=4k seek=$((FAULTY / 8)) count=8 oflag=direct 2>/dev/null

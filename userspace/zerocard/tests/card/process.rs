@@ -4,9 +4,10 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
@@ -123,6 +124,12 @@ fn a_stale_socket_is_replaced_and_a_served_one_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("admin.sock");
     drop(UnixListener::bind(&socket).unwrap());
+    // A child that another test is just about to start listens, too, until it is a program.
+    let end = Instant::now() + Duration::from_secs(60);
+    while UnixStream::connect(&socket).is_ok() {
+        assert!(Instant::now() < end, "somebody listens");
+        std::thread::yield_now();
+    }
     assert!(socket.exists());
     let mut server = Server::start_in(directory.path(), &["--json"]);
     let (code, text) = fails(&["serve"], Some(directory.path()));

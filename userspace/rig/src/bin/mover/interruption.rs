@@ -44,8 +44,9 @@ impl Interruption {
     }
 }
 
-/// Bytes a second at which memory is copied until the interruption: slow enough for it to come in between.
-const BANDWIDTH: u64 = 16 << 20;
+/// Bytes a second at which memory is copied until the interruption: slow enough for it to come in between, also on
+/// a machine that stands still for a while.
+const BANDWIDTH: u64 = 4 << 20;
 
 impl Run<'_> {
     /// Begins a move and interrupts it; the guest runs in the source again afterwards.

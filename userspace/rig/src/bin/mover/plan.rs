@@ -238,7 +238,7 @@ impl<'a> Run<'a> {
                     "the migration completed, although it had to fail with {text:?}"
                 );
                 // The destination says why it ends.
-                let end = Instant::now() + Duration::from_secs(30);
+                let end = Instant::now() + Duration::from_secs(120);
                 while !self.ended[Side::Destination as usize] && self.hear(end)? {}
                 let gone = self.ended[Side::Destination as usize];
                 if let Some(destination) = self.destination.as_mut().filter(|_| gone) {
