@@ -95,8 +95,8 @@ const CARDS: &[Card] = &[
             "op=migration-send,sel=1,nth=1,status=0/2",
             "op=migration-send,sel=0,nth=2,status=0/6,dnr",
             "op=migration-send,sel=1,nth=2,status=0/2",
-            "op=migration-send,sel=0,from=3,times=20,status=0/21h",
-            "op=migration-send,sel=0,nth=23,stall",
+            "op=migration-send,sel=0,from=3,times=40,status=0/21h",
+            "op=migration-send,sel=0,nth=43,stall",
             "op=abort,nth=1,delay=3s",
         ],
         unsure,
@@ -370,7 +370,7 @@ fn suspend(bench: &Bench<'_>) -> Outcome {
         works(nvme)?;
 
         check_eq!(tool.pause(), Err(Errno::TIMEDOUT), "aborted");
-        bench.said("no answer to admin command 0x41 in 50")?;
+        bench.said("no answer to admin command 0x41 in 100")?;
         flags_are(tool, LIVE, "aborted")?;
         works(nvme)?;
 
@@ -415,7 +415,7 @@ fn unsure(bench: &Bench<'_>) -> Outcome {
         becomes(tool, LIVE, "when it can be resumed")?;
         works(nvme)?;
 
-        // The last Suspend has a second or so left, its Abort takes longer, and the card lives.
+        // The last Suspend has two seconds or so left, its Abort takes longer, and the card lives.
         check_eq!(tool.pause(), Err(Errno::TIMEDOUT), "refused for long");
         flags_are(tool, LIVE, "refused for long")?;
         works(nvme)
