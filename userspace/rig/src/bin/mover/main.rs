@@ -78,6 +78,10 @@ pub(crate) struct Arguments {
     /// How long the guest may stand still, in ms, as QEMU estimates it; after some passes in vain, longer
     #[arg(long, default_value_t = 300)]
     downtime_limit: u32,
+    /// Copy slowly until all memory went once and every program has done a round since, so that much of what was
+    /// sent is written again
+    #[arg(long, conflicts_with = "paused")]
+    behind_first_pass: bool,
     /// How long to wait for anything, in s
     #[arg(long, default_value_t = 300)]
     limit: u64,

@@ -22,6 +22,10 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Bytes a second at which memory is copied until every program of the guest has done a round: slow enough for that.
 const SLOW: u64 = 4 << 20;
 
+/// The same for the first pass when only what comes behind it matters: so slow that the next ones do not end the move
+/// before they are slowed down.
+const FIRST_PASS: u64 = 16 << 20;
+
 /// Passes over memory after which the guest may stand still for longer: it writes faster than this machine copies.
 const PATIENCE: u64 = 6;
 /// What it may then, in ms.
@@ -48,6 +52,8 @@ pub(crate) struct Run<'a> {
     migration: Value,
     /// The guest was told to stop.
     stopping: bool,
+    /// The move is not to end yet, however many passes that takes.
+    held: bool,
 }
 
 impl<'a> Run<'a> {
@@ -68,6 +74,7 @@ impl<'a> Run<'a> {
             interruptions: Vec::new(),
             migration: Value::Null,
             stopping: false,
+            held: false,
         }
     }
 
@@ -280,15 +287,26 @@ impl<'a> Run<'a> {
         if self.arguments.paused {
             self.send(0)?;
         } else {
-            self.send(SLOW)?;
+            if self.arguments.behind_first_pass {
+                self.send(FIRST_PASS)?;
+                let state = self.follow(|_, state| syncs(state) > Some(1))?;
+                self.set_bandwidth(SLOW)?;
+                self.held = true;
+                self.phase("behind the first pass");
+                self.drain()?;
+                if status(&state) == "active" {
+                    self.guest.moves();
+                }
+            } else {
+                self.send(SLOW)?;
+            }
             self.follow(|run, state| {
                 let mut names = run.arguments.workloads.iter().map(|(name, _)| name);
                 status(state) == "active" && names.all(|name| run.guest.rounds_since(name) > 0)
             })?;
             self.phase("full speed");
-            let parameters = json!({"max-bandwidth": 0});
-            self.source()?
-                .execute("migrate-set-parameters", parameters)?;
+            self.held = false;
+            self.set_bandwidth(0)?;
         }
         let last = self.follow(|_, _| false)?;
         if status(&last) != "completed" {
@@ -375,6 +393,13 @@ impl<'a> Run<'a> {
         qmp.execute("migrate", json!({"uri": uri})).map(drop)
     }
 
+    /// Copies at most so many bytes a second from now on; 0 for as many as go.
+    fn set_bandwidth(&mut self, bandwidth: u64) -> Result<()> {
+        let parameters = json!({"max-bandwidth": bandwidth});
+        let done = self.source()?.execute("migrate-set-parameters", parameters);
+        done.map(drop)
+    }
+
     /// Switches a capability of the source's on or off.
     pub(crate) fn switch_capability(&mut self, name: &str, on: bool) -> Result<()> {
         let list = json!([{"capability": name, "state": on}]);
@@ -414,10 +439,7 @@ impl<'a> Run<'a> {
             if over || enough(self, &state) {
                 return Ok(state);
             }
-            let passes = state
-                .pointer("/ram/dirty-sync-count")
-                .and_then(Value::as_u64);
-            if patient && passes > Some(PATIENCE) {
+            if patient && !self.held && syncs(&state) > Some(PATIENCE) {
                 patient = false;
                 let parameters = json!({"downtime-limit": LONG});
                 self.source()?
@@ -531,6 +553,11 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
+}
+
+/// How often QEMU has read the dirty log of memory: once at the beginning, and at the end of each pass.
+fn syncs(state: &Value) -> Option<u64> {
+    state.pointer("/ram/dirty-sync-count")?.as_u64()
 }
 
 /// The status in an answer of the monitor.
