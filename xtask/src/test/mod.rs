@@ -298,6 +298,19 @@ const SCENARIOS: &[Scenario] = &[
         what: "views on a processor that does not tell ring 3's fetches, and logs no pages",
         run: vmfunc::haswell,
     },
+    // The longest first: the other row takes from the end.
+    Scenario {
+        level: Level::Debug,
+        name: "vmfunc",
+        what: "views and windows, and a leak scan, on the debug kernel in Bochs",
+        run: vmfunc::debug_kernel,
+    },
+    Scenario {
+        level: Level::Debug,
+        name: "vfio-variant",
+        what: "our VFIO driver, and a leak scan, on the debug kernel",
+        run: variant::debug_kernel,
+    },
     Scenario {
         level: Level::Debug,
         name: "migdirty",
@@ -321,18 +334,6 @@ const SCENARIOS: &[Scenario] = &[
         name: "functions",
         what: "logs, pauses and states of functions, and a leak scan, on the debug kernel",
         run: functions::debug_kernel,
-    },
-    Scenario {
-        level: Level::Debug,
-        name: "vfio-variant",
-        what: "our VFIO driver, and a leak scan, on the debug kernel",
-        run: variant::debug_kernel,
-    },
-    Scenario {
-        level: Level::Debug,
-        name: "vmfunc",
-        what: "views and windows, and a leak scan, on the debug kernel in Bochs",
-        run: vmfunc::debug_kernel,
     },
     Scenario {
         level: Level::Debug,
